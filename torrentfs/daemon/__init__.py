@@ -1,0 +1,1 @@
+"""The processes: each module builds its parts in one nursery."""

@@ -1,0 +1,102 @@
+"""This module defines every exception that torrentfs raises on purpose.
+
+A foreign exception is translated into one of these once, where it enters. An errno is chosen at the FUSE edge only.
+
+    TorrentfsError
+    ├── UsageError              the user's mistake: one line, exit code 2
+    ├── FormatError             bytes from outside that are malformed, hostile or over a limit
+    │   └── VersionError        a format version that this release cannot read
+    ├── TrustError              metadata that the chain of trust does not vouch for
+    ├── RepositoryError         a repository on disk that cannot be used as asked
+    ├── PublishError            a source that cannot be published; names the path
+    ├── FetchError              bytes that could not be had
+    │   └── DeadlineError       … in time
+    ├── CacheError              a cache directory that cannot be used
+    ├── MountError              a mount that cannot be made or ended
+    ├── ControlError            a daemon that does not answer, or refuses
+    └── TreeError               an answer of the filesystem, not a fault
+        ├── NotFound            no such name
+        ├── NotADirectory
+        ├── IsADirectory
+        ├── NotALink
+        ├── NoAttribute         no such extended attribute
+        └── StaleInode          an inode whose revision this node does not know
+
+`NotCached` stands apart: it is how a function without I/O says which bytes it needs first.
+"""
+
+
+class TorrentfsError(Exception):
+    """Any failure that torrentfs foresees; its text is one line that says what to do or what is wrong."""
+
+
+class UsageError(TorrentfsError):
+    """The user's mistake: wrong option, wrong configuration."""
+
+
+class FormatError(TorrentfsError):
+    """Bytes from outside that are malformed, hostile or over a limit."""
+
+
+class VersionError(FormatError):
+    """A format version that this release cannot read."""
+
+
+class TrustError(TorrentfsError):
+    """Metadata that the chain of trust does not vouch for."""
+
+
+class RepositoryError(TorrentfsError):
+    """A repository on disk that cannot be used as asked."""
+
+
+class PublishError(TorrentfsError):
+    """A source that cannot be published."""
+
+
+class FetchError(TorrentfsError):
+    """Bytes that could not be had from any source."""
+
+
+class DeadlineError(FetchError):
+    """Bytes that did not arrive in time."""
+
+
+class CacheError(TorrentfsError):
+    """A cache directory that cannot be used."""
+
+
+class MountError(TorrentfsError):
+    """A mount that cannot be made or ended."""
+
+
+class ControlError(TorrentfsError):
+    """A daemon that does not answer, or refuses."""
+
+
+class TreeError(TorrentfsError):
+    """An answer of the filesystem that the kernel passes on to the job; not a fault."""
+
+
+class NotFound(TreeError):
+    """No such name."""
+
+
+class NotADirectory(TreeError):
+    """The inode is not a directory."""
+
+
+class IsADirectory(TreeError):
+    """The inode is a directory."""
+
+
+class NotALink(TreeError):
+    """The inode is not a symbolic link."""
+
+
+class NoAttribute(TreeError):
+    """No such extended attribute."""
+
+
+class StaleInode(TreeError):
+    """An inode whose revision this node does not know (ESTALE): never another file."""

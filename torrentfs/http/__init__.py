@@ -1,0 +1,1 @@
+"""What is served over HTTP: static files of a repository, with byte ranges."""
