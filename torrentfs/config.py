@@ -1,6 +1,28 @@
-"""This module defines every setting with its unit, default and bound. Reading files is at its end; nothing else here does I/O."""
+"""This module defines every setting with its unit, default and bound, and reads them from TOML.
+
+Which file holds the settings of a mount is decided at its end; nothing else here does I/O.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta
+
+from torrentfs.errors import UsageError
+
+CONFIG_DIRECTORY = Path("/etc/torrentfs")
+CONFIG_LENGTH_MAX = 1024 * 1024
+CONFIG_FILES_MAX = 1000
+"""How many files of the directory are looked through for a mountpoint."""
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+Bytes = Annotated[int, Meta(ge=0, le=1 << 50)]
 
 
 class SwarmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -8,32 +30,191 @@ class SwarmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: str = "0.0.0.0:6881"
     """Host and port for incoming peers; port 0 takes any free one."""
-    connections_max: int = 500
-    alert_queue_max: int = 10_000
+    connections_max: Count = 500
+    alert_queue_max: Count = 10_000
 
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One cache and its sources."""
 
     swarm: SwarmSettings = SwarmSettings()
-    connect_grace_s: float = 0.15
+    connect_grace_s: Seconds = 0.15
     """How long a piece waits for a known but unconnected peer before mirrors are asked."""
-    hedge_delay_s: float = 0.5
+    hedge_delay_s: Seconds = 0.5
     """How long a piece that a connected peer was asked for may take before mirrors are asked too."""
-    mirror_timeout_s: float = 10.0
-    mirror_requests_max: int = 8
-    readahead_pieces_max: int = 32
-    frame_cache_bytes_max: int = 16 * 1024 * 1024
-    open_files_max: int = 64
-    pieces_in_flight_max: int = 4096
+    mirror_timeout_s: Seconds = 10.0
+    mirror_requests_max: Count = 8
+    readahead_pieces_max: Annotated[int, Meta(ge=0, le=4096)] = 32
+    frame_cache_bytes_max: Bytes = 16 * 1024 * 1024
+    open_files_max: Count = 64
+    pieces_in_flight_max: Count = 4096
 
 
 class MountSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One mount."""
 
-    read_deadline_s: float = 60.0
-    refresh_interval_s: float = 60.0
-    requests_max: int = 1024
-    background_max: int = 512
-    read_ahead_kib: int = 256
-    manifest_blocks_max: int = 64
+    read_deadline_s: Seconds = 60.0
+    """How long a job's read may wait for its bytes before it gets EIO."""
+    refresh_interval_s: Seconds = 60.0
+    """How often the repository is asked for a newer catalog."""
+    refresh_deadline_s: Seconds = 30.0
+    """How long fetching and verifying a catalog may take."""
+    start_grace_s: Seconds = 5.0
+    """How long a mount waits for a newer catalog before it starts with the one that it has."""
+    start_deadline_s: Seconds = 60.0
+    """How long `torrentfs mount` waits for the daemon to answer."""
+    requests_max: Count = 1024
+    background_max: Annotated[int, Meta(ge=1, le=65_535)] = 512
+    read_ahead_kib: Annotated[int, Meta(ge=0, le=65_536)] = 256
+    manifest_blocks_max: Count = 64
+    owner_uid: Annotated[int, Meta(ge=0, lt=1 << 32)] | None = None
+    """Whom files show as theirs; by default the user who mounts."""
+    owner_gid: Annotated[int, Meta(ge=0, lt=1 << 32)] | None = None
+    log_bytes_max: Annotated[int, Meta(ge=65_536, le=1 << 40)] = 4 * 1024 * 1024
+    """Length at which the log is rotated; three older ones are kept."""
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """Return the uid and gid that files show."""
+        uid = os.geteuid() if self.owner_uid is None else self.owner_uid
+        gid = os.getegid() if self.owner_gid is None else self.owner_gid
+        return uid, gid
+
+
+class SeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The origin: a seeder of a whole repository on the publisher's disk."""
+
+    swarm: SwarmSettings = SwarmSettings()
+    http: str = ""
+    """Host and port of the web server for `public/`; empty: none."""
+    advertise: str = ""
+    """Host and port that the catalog names for peers; empty: `swarm.listen`, unless that is a wildcard."""
+    poll_interval_s: Seconds = 1.0
+    """How often the repository is looked at for new revisions."""
+
+
+class MountConfiguration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that one mount daemon is told; the layout of a file in /etc/torrentfs/."""
+
+    repository: str = ""
+    """URL of the repository's `public/`: http(s)://… or file://…"""
+    trust: str = ""
+    """Path of the root.json that the repository's publisher handed out."""
+    mountpoint: str = ""
+    cache: str = ""
+    """Directory of the node's cache; by default one per mountpoint, below /var/cache or ~/.cache."""
+    mirrors: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
+    """Further URLs with copies of `public/`."""
+    peers: Annotated[tuple[str, ...], Meta(max_length=1024)] = ()
+    """HOST:PORT of seeders and nodes to ask, besides those that the catalog names."""
+    mount: MountSettings = MountSettings()
+    node: NodeSettings = NodeSettings()
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of *text*, "HOST:PORT" or "[IPV6]:PORT".
+
+    Raises: UsageError.
+    """
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.%]+)\]|([^\s:\[\]/]+)):([0-9]{1,5})", text)
+    if match is None or int(match[3]) > 65_535:
+        raise UsageError(f"{text!r} is not an address: write HOST:PORT or [IPV6]:PORT")
+    return match[1] or match[2], int(match[3])
+
+
+def format_address(host: str, port: int) -> str:
+    """Return what `parse_address` reads."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+Settings = TypeVar("Settings", bound=msgspec.Struct)
+
+
+def convert(values: dict[str, Any], kind: type[Settings], source: str) -> Settings:
+    """Return *values* (parsed TOML or JSON) as a *kind*, checked against its bounds.
+
+    Raises: UsageError: names *source* and the key.
+    """
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{source}: {_explain(str(error), kind)}") from None
+
+
+def _explain(message: str, kind: type[msgspec.Struct]) -> str:
+    """Return msgspec's *message* as "key: what is wrong with it"."""
+    what, _, where = message.partition(" - at `")
+    key = where.rstrip("`").removeprefix("$").removeprefix(".")
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what)
+    if unknown is None:
+        return f"{key or 'the file'}: {what[:1].lower()}{what[1:].replace('`', '')}"
+    name = f"{key}.{unknown[1]}" if key else unknown[1]
+    known = _setting_names(kind)
+    close = (
+        difflib.get_close_matches(name, known, 1) or [n for n in known if n.endswith(f".{unknown[1]}")][:1]
+    )
+    return f"{name}: there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _setting_names(kind: type[msgspec.Struct], prefix: str = "") -> list[str]:
+    """Return the dotted names of all settings in *kind*."""
+    names = []
+    for field in msgspec.structs.fields(kind):
+        names.append(prefix + field.name)
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            names += _setting_names(field.type, f"{prefix}{field.name}.")
+    return names
+
+
+def load(file: Path, kind: type[Settings]) -> Settings:
+    """Return the settings in TOML *file*.
+
+    Raises: UsageError: names the file, and the key when one is wrong.
+    """
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(CONFIG_LENGTH_MAX + 1)
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+    if len(text) > CONFIG_LENGTH_MAX:
+        raise UsageError(f"{file}: longer than {CONFIG_LENGTH_MAX} bytes, so not a configuration file")
+    try:
+        values = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: not TOML: {error}") from None
+    return convert(values, kind, str(file))
+
+
+def config_directory() -> Path:
+    """Return where a mount's settings are looked for: /etc/torrentfs, or $TORRENTFS_CONFIG_DIR."""
+    return Path(os.environ.get("TORRENTFS_CONFIG_DIR") or CONFIG_DIRECTORY)
+
+
+def find_mount_file(mountpoint: Path) -> Path | None:
+    """Return the file for *mountpoint*: the one with its last name, else the first that names it.
+
+    Raises: UsageError: a file that had to be looked into is wrong.
+    """
+    directory = config_directory()
+    named = directory / f"{mountpoint.name}.toml"
+    if named.is_file() and load(named, MountConfiguration).mountpoint in ("", str(mountpoint)):
+        return named
+    for file in sorted(directory.glob("*.toml"))[:CONFIG_FILES_MAX]:
+        if load(file, MountConfiguration).mountpoint == str(mountpoint):
+            return file
+    return None
+
+
+def load_mount(file: Path) -> MountConfiguration:
+    """Return a mount's settings; paths in them are relative to the file's directory.
+
+    Raises: UsageError.
+    """
+    configuration = load(file, MountConfiguration)
+    base = file.resolve().parent
+    absolute = {
+        name: str(base / value)
+        for name in ("trust", "cache", "mountpoint")
+        if (value := getattr(configuration, name))
+    }
+    return msgspec.structs.replace(configuration, **absolute)
