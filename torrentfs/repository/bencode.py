@@ -1,4 +1,4 @@
-"""This module reads and writes bencode (BEP 3), strictly and within limits; what values mean is not done here."""
+"""This module reads and writes bencode (BEP 3), strictly and within limits; it gives values no meaning."""
 
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
