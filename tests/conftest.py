@@ -2,8 +2,8 @@
 
 - A record of WARNING or above from the `torrentfs` logger fails the test that caused it, unless the test says
   that it expects it: `@pytest.mark.warns(r"refused: .*too long")`. Logs of child processes are not seen.
-- `@pytest.mark.root`, `@pytest.mark.fuse` and `@pytest.mark.needs("nginx")` skip where root, FUSE or a program
-  is missing. Under CI=true such a skip is a failure: a test that never runs guards nothing.
+- `@pytest.mark.root`, `@pytest.mark.fuse` and `@pytest.mark.needs("nginx")` skip where root, FUSE or a
+  program is missing. Under CI=true such a skip is a failure: a test that never runs guards nothing.
 
 Fixtures of one area live beside its tests.
 """
