@@ -1,0 +1,244 @@
+"""This module is the publisher's side of a repository on disk: making one, and committing new catalogs to it.
+
+The rename of the timestamp is the only commit point: what was written before it is litter until then, and a
+crash at any instant leaves the old catalog or the new one. Packs and manifests are the caller's, durable before
+the commit.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from torrentfs.errors import FormatError, RepositoryError, UsageError
+from torrentfs.repository import durable, published, shards
+from torrentfs.repository.catalog import Catalog, check
+from torrentfs.repository.shards import DEFAULT
+
+LOCK_WAIT_S: Final = 10.0
+LOCK_POLL_S: Final = 0.05
+PUBLIC_DIRECTORIES: Final = (
+    "metadata",
+    "targets",
+    "targets/catalog",
+    "targets/catalog/default",
+    "manifests",
+    "packs",
+)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+class Repository:
+    """A directory with `public`, for any web server, and `private`, with the keys.
+
+    The TUF library is imported by what signs, not by what only reads.
+    """
+
+    def __init__(self, directory: Path, *, clock: Callable[[], datetime] = _now) -> None:
+        """Open a repository.
+
+        Raises:
+            RepositoryError: there is none.
+        """
+        self.directory = directory
+        self.public = directory / "public"
+        self.private = directory / "private"
+        self._clock = clock
+        self._locked = False
+        if not (self.public / "metadata" / "timestamp.json").is_file():
+            raise RepositoryError(f"{directory} is not a repository; `torrentfs repo init` makes one")
+
+    @staticmethod
+    def create(
+        directory: Path, name: str, seeders: Sequence[str] = (), *, clock: Callable[[], datetime] = _now
+    ) -> "Repository":
+        """Make an empty repository, with new keys.
+
+        Raises:
+            UsageError: a name or seeder that cannot be.
+            RepositoryError: something is there already, or cannot be made.
+        """
+        if not re.fullmatch(shards.NAME_PATTERN, name):
+            raise UsageError(
+                f"name {name[:80]!a}: up to 64 letters, digits, '.', '_' and '-', a letter or digit first"
+            )
+        catalog = Catalog(name=name, seeders=_checked_seeders(seeders))
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if any(directory.iterdir()):
+                raise RepositoryError(f"{directory} is not empty: a repository is made in a new directory")
+            _found(directory, catalog, clock())
+        except OSError as error:
+            raise RepositoryError(f"{directory}: {error.strerror}") from error
+        return Repository(directory, clock=clock)
+
+    @property
+    def can_commit(self) -> bool:
+        """Whether this process can read the keys that a commit needs."""
+        names = (DEFAULT.role, "snapshot", "timestamp")
+        return all(os.access(self.private / f"{name}.pem", os.R_OK) for name in names)
+
+    def catalog(self) -> Catalog:
+        """Return the committed catalog, read from `public` as it is now.
+
+        Raises:
+            RepositoryError: it is damaged.
+        """
+        return published.read(self.public)
+
+    @contextlib.contextmanager
+    def lock(self, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+        """Keep other processes from committing; within it, this object may lock again.
+
+        Raises:
+            RepositoryError: another process kept it for *wait_s*; its number is named.
+        """
+        if self._locked:
+            yield
+            return
+        path = self.private / "lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise RepositoryError(f"{path}: {error.strerror}") from error
+        try:
+            self._acquire(descriptor, time.monotonic() + wait_s)
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+            self._locked = True
+            yield
+        finally:
+            self._locked = False
+            os.close(descriptor)
+
+    def commit(self, catalog: Catalog) -> Catalog:
+        """Publish *catalog*, which was made from the committed one within the same `lock`.
+
+        Raises:
+            RepositoryError: no lock is held, another commit came between, a counter would go back, or the disk
+                does not take it.
+            FormatError: *catalog* breaks a rule.
+        """
+        if not self._locked:
+            raise RepositoryError("a commit needs the repository's lock")
+        before = self.catalog()
+        if catalog.version != before.version or catalog.name != before.name:
+            raise RepositoryError(f"{self.directory} has changed meanwhile: try again")
+        if any(catalog.counters.get(number, 0) < counter for number, counter in before.counters.items()):
+            raise RepositoryError("a counter of ordinals cannot go back")
+        _checked_seeders(catalog.seeders)
+        return self._sign(shards.write(check(catalog)))
+
+    def set_seeders(self, seeders: Sequence[str]) -> Catalog:
+        """Commit the addresses ("HOST:PORT") that nodes shall ask.
+
+        Raises:
+            UsageError, RepositoryError: like `create` and `commit`.
+        """
+        checked = _checked_seeders(seeders)
+        with self.lock():
+            return self.commit(msgspec.structs.replace(self.catalog(), seeders=checked))
+
+    def refresh(self, seeders: Sequence[str] | None = None) -> Catalog:
+        """Sign snapshot and timestamp anew, for a full life; and the role, if half of its own is over.
+
+        Raises:
+            UsageError, RepositoryError: like `set_seeders`.
+        """
+        if seeders is not None:
+            return self.set_seeders(seeders)
+        with self.lock():
+            return self._sign(None)
+
+    def _acquire(self, descriptor: int, deadline: float) -> None:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
+                    raise RepositoryError(
+                        f"{self.directory} is in use by process {holder}: try again when it has finished"
+                    ) from error
+            time.sleep(LOCK_POLL_S)
+
+    def _sign(self, files: dict[str, bytes] | None) -> Catalog:
+        """Commit the target files *files*, or the same ones again."""
+        from torrentfs.repository import trust  # noqa: PLC0415 - 80 ms and 15 MB that readers do without
+
+        keys = trust.load_online(self.private)
+        current, now, metadata = published.state(self.public), self._clock(), self.public / "metadata"
+        if files is None and current.role_expires < (now + trust.ROLE_RENEWAL).timestamp():
+            files = shards.write(self.catalog())
+        role = None
+        new: dict[Path, bytes] = {}
+        if files is not None:
+            new |= _target_files(self.public, files)
+            role = (current.role_version + 1, trust.sign_role(keys, current.role_version + 1, files, now))
+            new[metadata / f"{role[0]}.{DEFAULT.role}.json"] = role[1]
+        last = (metadata / f"{current.snapshot_version}.snapshot.json").read_bytes()
+        snapshot = (current.snapshot_version + 1, trust.next_snapshot(keys, last, role, now))
+        new[metadata / f"{snapshot[0]}.snapshot.json"] = snapshot[1]
+        timestamp = trust.sign_timestamp(keys, current.timestamp_version + 1, snapshot, now)
+        try:
+            durable.write(new)
+            # Files that a crashed commit left behind are used again, but their names may not be on disk yet.
+            durable.sync(self.public / "targets" / "catalog" / DEFAULT.role)
+            durable.write({metadata / "timestamp.json": timestamp})
+        except OSError as error:
+            raise RepositoryError(f"{self.public}: {error}") from error
+        return self.catalog()
+
+
+def _found(directory: Path, catalog: Catalog, now: datetime) -> None:
+    from torrentfs.repository import trust  # noqa: PLC0415 - see Repository._sign
+
+    public, private = directory / "public", directory / "private"
+    durable.make_directory(private, 0o700)
+    durable.make_directory(public)
+    for name in PUBLIC_DIRECTORIES:
+        durable.make_directory(public / name)
+    keys, pem = trust.generate()
+    trust.save(private, pem)
+    files = shards.write(catalog)
+    metadata = trust.found(keys, now)
+    metadata["1.default.json"] = trust.sign_role(keys, 1, files, now)
+    metadata["1.snapshot.json"] = trust.first_snapshot(
+        keys, metadata["1.targets.json"], metadata["1.default.json"], now
+    )
+    durable.write(
+        {public / "metadata" / name: data for name, data in metadata.items()}
+        | _target_files(public, files)
+        | {public / "root.json": metadata["1.root.json"]}
+    )
+    timestamp = trust.sign_timestamp(keys, 1, (1, metadata["1.snapshot.json"]), now)
+    durable.write({public / "metadata" / "timestamp.json": timestamp})
+
+
+def _target_files(public: Path, files: dict[str, bytes]) -> dict[Path, bytes]:
+    """Return those target files that are not there yet: named by their hash, they are never changed."""
+    paths = {
+        published.target_path(public, name, hashlib.sha256(data).hexdigest()): data
+        for name, data in files.items()
+    }
+    return {path: data for path, data in paths.items() if not path.exists()}
+
+
+def _checked_seeders(seeders: Sequence[str]) -> tuple[str, ...]:
+    try:
+        shards.check_seeders(seeders)
+    except FormatError as error:
+        raise UsageError(str(error).removeprefix("catalog: ")) from error
+    return tuple(seeders)
