@@ -1,0 +1,67 @@
+"""This module is `torrentfs list`: the package versions of a repository on disk, or of a mount."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from torrentfs.cli.words import print_json, size, table
+from torrentfs.errors import UsageError
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  torrentfs list /srv/alice
+  torrentfs list /opt/alice --json"""
+)
+@click.argument("place", metavar="REPO|MOUNTPOINT", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects, one per path.")
+def command(place: Path, as_json: bool) -> None:
+    """List the package versions of a repository on disk or of a mount, each with its current revision."""
+    versions, aliases = _catalog(place)
+    if as_json:
+        print_json(versions)
+        return
+    if versions:
+        heads = ("PATH", "REVISION", "STATE", "CONTENTS", "ENTRIES", "PUBLISHED", "INFO-HASH")
+        click.echo(table(heads, [_row(version) for version in versions], right=(1, 3, 4)))
+    else:
+        click.echo("nothing is published here yet")
+    for name, target in sorted(aliases.items()):
+        click.echo(f"{name} -> {target}")
+
+
+def _catalog(place: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the versions and aliases in the catalog of *place*.
+
+    Raises: UsageError, RepositoryError, ControlError.
+    """
+    if (place / "public").is_dir():
+        from torrentfs.daemon.report import listing  # noqa: PLC0415
+        from torrentfs.repository.workshop import Repository  # noqa: PLC0415
+
+        answer = listing(Repository(place).catalog())
+    else:
+        from torrentfs.daemon.control_client import ask  # noqa: PLC0415
+        from torrentfs.daemon.mountpoint import is_mounted, resolve  # noqa: PLC0415
+
+        mountpoint = resolve(place)
+        if not is_mounted(mountpoint):
+            raise UsageError(f"{place} is neither a repository (no public/ in it) nor a mount of torrentfs")
+        answer = ask(mountpoint, "list")
+    return answer["packages"], answer["aliases"]
+
+
+def _row(version: dict[str, Any]) -> tuple[str, ...]:
+    """Return the cells that people see of *version*."""
+    return (
+        version["path"],
+        str(version["revision"]),
+        version["state"],
+        size(version["size"]),
+        str(version["entries"]),
+        time.strftime("%Y-%m-%d %H:%M", time.gmtime(version["published"])),
+        version["infohash"],
+    )

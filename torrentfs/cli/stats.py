@@ -1,0 +1,87 @@
+"""This module is `torrentfs stats`: what a node's mounts hold, fetch and serve."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from torrentfs.cli.words import duration, print_json, size, table
+
+WATCH_INTERVAL_S = 2.0
+CLEAR = "\033[H\033[J"
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  torrentfs stats                         (all mounts of this user)
+  torrentfs stats /opt/alice --watch
+  torrentfs stats /opt/alice --json | jq .bytes"""
+)
+@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One object for MOUNTPOINT; without it a list of them.")
+@click.option("--watch", is_flag=True, help="Show it anew every 2 s until interrupted.")
+def command(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
+    """Show what the mount at MOUNTPOINT holds, fetches and serves; by default every mount of this user.
+
+    Bytes are payload as it travels (compressed, without protocol overhead); "read" is what jobs got.
+    """
+    while True:
+        records = _ask(mountpoint)
+        if as_json:
+            print_json(records[0] if mountpoint else records, lines=watch)
+        else:
+            text = "\n\n".join(_text(record) for record in records) or "nothing is mounted"
+            click.echo(f"{CLEAR}{text}" if watch and click.get_text_stream("stdout").isatty() else text)
+        if not watch:
+            return
+        try:
+            time.sleep(WATCH_INTERVAL_S)
+        except KeyboardInterrupt:
+            return
+
+
+def _ask(mountpoint: Path | None) -> list[dict[str, Any]]:
+    """Return the records of the daemons that were meant.
+
+    Raises: ControlError.
+    """
+    from torrentfs.daemon.control_client import ask, ask_all  # noqa: PLC0415
+    from torrentfs.daemon.mountpoint import resolve  # noqa: PLC0415
+
+    return ask_all("stats") if mountpoint is None else [ask(resolve(mountpoint), "stats")]
+
+
+def _text(record: dict[str, Any]) -> str:
+    """Return *record* as people read it."""
+    count, catalog, reads = record["bytes"], record["catalog"], record["reads"]
+    lines = [
+        f"{record['mountpoint']}: {record['repository']} from {record['url']}, process {record['pid']}",
+        f"  catalog  version {catalog['version']}, confirmed {duration(catalog['age_s'])} ago",
+        f"  bytes    {size(count['from_peers'])} from peers, {size(count['from_mirrors'])} from mirrors, "
+        f"{size(count['uploaded'])} uploaded, {size(count['cached'])} in the cache, "
+        f"{size(count['read'])} read by jobs",
+        f"  reads    {reads['waiting']} waiting; waits so far: median {reads['wait_p50_ms']:.1f} ms, "
+        f"99 % within {reads['wait_p99_ms']:.1f} ms",
+        f"  peers    {record['peers']} connected, listening on {record['listen']}",
+        f"  errors   {record['errors']}",
+    ]
+    if record["packages"]:
+        rows = [_row(package) for package in record["packages"]]
+        heads = ("PATH", "REVISION", "SIZE", "CACHED", "", "PEERS", "INFO-HASH")
+        lines += [f"  {line}" for line in table(heads, rows, right=(1, 2, 3, 4, 5)).split("\n")]
+    return "\n".join(lines)
+
+
+def _row(package: dict[str, Any]) -> tuple[str, ...]:
+    share = package["cached"] / package["size"] if package["size"] else 0.0
+    return (
+        package["path"],
+        str(package["revision"]),
+        size(package["size"]),
+        size(package["cached"]),
+        f"{share:.0%}",
+        str(package["peers"]),
+        package["infohash"][:16],
+    )

@@ -1,0 +1,97 @@
+"""This module asks a mount's daemon over its Unix socket; answering is done in `control`.
+
+One JSON object per line each way: {"ask": WORD}, {"answer": …} or {"error": TEXT}. Without trio: the command
+line has no use for it.
+"""
+
+import json
+import os
+import socket
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+from torrentfs.daemon.runtime import socket_path, sockets
+from torrentfs.errors import ControlError
+
+ANSWER_LENGTH_MAX = 256 * 1024 * 1024
+"""A catalog of a million versions still fits."""
+ASK_DEADLINE_S = 20.0
+CONNECT_DEADLINE_S = 5.0
+
+
+def ask(mountpoint: Path, what: str, deadline_s: float = ASK_DEADLINE_S) -> Any:
+    """Return the answer of *mountpoint*'s daemon to the question *what*.
+
+    Raises: ControlError: no daemon, no answer in time, or a refusal.
+    """
+    connection = _connect(socket_path(mountpoint))
+    if connection is None:
+        raise ControlError(f"no daemon of yours serves {mountpoint}")
+    with connection:
+        return _converse(connection, what, deadline_s, str(mountpoint))
+
+
+def ask_all(what: str, deadline_s: float = ASK_DEADLINE_S) -> list[Any]:
+    """Return the answers of all daemons of this user; those that have ended meanwhile are left out."""
+    answers = []
+    for path in sockets():
+        connection = _connect(path)
+        if connection is not None:
+            with connection:
+                answers.append(_converse(connection, what, deadline_s, f"of process {_peer_pid(connection)}"))
+    return answers
+
+
+def daemon_pid(mountpoint: Path) -> int | None:
+    """Return the process that serves *mountpoint*; None if there is none. It need not answer."""
+    connection = _connect(socket_path(mountpoint))
+    if connection is None:
+        return None
+    with connection:
+        return _peer_pid(connection)
+
+
+def _connect(path: Path) -> socket.socket | None:
+    """Return a connection; None when nobody listens."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(CONNECT_DEADLINE_S)
+    try:
+        connection.connect(os.fsencode(path))
+    except (FileNotFoundError, ConnectionError):
+        connection.close()
+        return None
+    except OSError as error:
+        connection.close()
+        raise ControlError(f"{path}: {error.strerror or error}") from None
+    return connection
+
+
+def _peer_pid(connection: socket.socket) -> int:
+    """Return who called listen() on the other end (unix(7), SO_PEERCRED)."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid: int = struct.unpack("iII", credentials)[0]
+    return pid
+
+
+def _converse(connection: socket.socket, what: str, deadline_s: float, whom: str) -> Any:
+    """Return the one answer to *what*."""
+    deadline = time.monotonic() + deadline_s
+    line = bytearray()
+    try:
+        connection.sendall(json.dumps({"ask": what}).encode() + b"\n")
+        while not line.endswith(b"\n"):
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            data = connection.recv(1 << 20)
+            line += data
+            if not data or len(line) > ANSWER_LENGTH_MAX:
+                raise ControlError(f"the daemon {whom} ended in the middle of its answer")
+        answer = json.loads(line)
+    except TimeoutError:
+        raise ControlError(f"the daemon {whom} did not answer within {deadline_s:g} s") from None
+    except (OSError, ValueError) as error:
+        raise ControlError(f"the daemon {whom} did not answer: {error}") from None
+    if "error" in answer:
+        raise ControlError(str(answer["error"]))
+    return answer["answer"]

@@ -1,0 +1,119 @@
+"""This module keeps a mount's catalog current: the first one at the start, then a newer one now and then.
+
+Fetching and verifying is `refresh`'s; what a swap means to the tree and the kernel is the filesystem's.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from torrentfs.config import MountSettings
+from torrentfs.daemon import refresh
+from torrentfs.errors import DeadlineError, TorrentfsError
+from torrentfs.repository.catalog import Catalog
+
+Show = Callable[[Catalog], Awaitable[None]]
+"""Makes a newer catalog visible."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a catalog comes from: the repository's *url*, its *trust* file, the *directory* that keeps it."""
+
+    url: str
+    directory: Path
+    trust: Path
+
+
+def repository_directory(cache: Path, trust: Path) -> Path:
+    """Return where a node keeps what it knows of a repository, whatever URL it came from."""
+    return cache / "repositories" / hashlib.sha256(trust.read_bytes()).hexdigest()[:16]
+
+
+class Currency:
+    """The catalog that a mount shows, and how old that knowledge is."""
+
+    def __init__(self, origin: Origin, settings: MountSettings) -> None:
+        """Know nothing yet; `first` comes next."""
+        self._origin = origin
+        self._settings = settings
+        self._one_at_a_time = trio.Lock()
+        self._fails = False
+        self.catalog: Catalog
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the repository was last seen to have nothing newer, a restart or not in between."""
+        return max(time.time() - self._confirmation.stat().st_mtime, 0.0)
+
+    async def first(self) -> Catalog:
+        """Return the catalog to start with: a fresh one, else the last known one if that takes too long.
+
+        Raises: TrustError, FetchError: no catalog was ever known here, and none can be had.
+        """
+        known = refresh.last_known(self._origin.directory)
+        deadline_s = self._settings.refresh_deadline_s if known is None else self._settings.start_grace_s
+        try:
+            self.catalog = await self._fetch(known, deadline_s)
+        except TorrentfsError as error:
+            if known is None:
+                raise
+            log.warning("starting with the last known catalog, version %d: %s", known.version, error)
+            self.catalog = known
+        return self.catalog
+
+    async def keep(self, show: Show) -> None:
+        """Ask for a newer catalog every refresh interval and *show* it, until cancelled."""
+        while True:
+            await trio.sleep(self._settings.refresh_interval_s)
+            try:
+                await self.check(show)
+                self._fails = False
+            except TorrentfsError as error:
+                # Once an outage, not once a minute: `age_s` says how long it lasts.
+                if not self._fails:
+                    log.warning("the catalog stays at version %d: %s", self.catalog.version, error)
+                self._fails = True
+
+    async def check(self, show: Show) -> bool:
+        """Ask for a newer catalog now, *show* it if there is one, and tell whether there was.
+
+        Raises: TrustError, FetchError: the known one stays.
+        """
+        async with self._one_at_a_time:
+            catalog = await self._fetch(self.catalog, self._settings.refresh_deadline_s)
+            if catalog == self.catalog:
+                return False
+            await show(catalog)
+            self.catalog = catalog
+            log.info("showing catalog version %d", catalog.version)
+            return True
+
+    async def _fetch(self, known: Catalog | None, deadline_s: float) -> Catalog:
+        """Return *known* if the repository has nothing newer, else what it has, verified.
+
+        Raises: TrustError, FetchError, DeadlineError.
+        """
+        origin = self._origin
+        try:
+            with trio.fail_after(deadline_s):
+                if known is not None and await refresh.unchanged(origin.url, origin.directory):
+                    catalog = known
+                else:
+                    catalog = await refresh.refresh(origin.url, origin.directory, origin.trust, deadline_s)
+        except trio.TooSlowError:
+            raise DeadlineError(f"{origin.url} did not answer within {deadline_s:g} s") from None
+        self._confirmation.touch()
+        return catalog
+
+    @property
+    def _confirmation(self) -> Path:
+        """The file whose mtime says when the catalog was last confirmed."""
+        return self._origin.directory / "confirmed"
