@@ -20,6 +20,8 @@ A foreign exception is translated into one of these once, where it enters. An er
         ├── IsADirectory
         ├── NotALink
         ├── NoAttribute         no such extended attribute
+        ├── NameTooLong         a name that no directory can hold
+        ├── NotSupported        an operation that torrentfs does not have
         └── StaleInode          an inode whose revision this node does not know
 
 `NotCached` stands apart: it is how a function without I/O says which bytes it needs first.
@@ -96,6 +98,14 @@ class NotALink(TreeError):
 
 class NoAttribute(TreeError):
     """No such extended attribute."""
+
+
+class NameTooLong(TreeError):
+    """A name that no directory can hold."""
+
+
+class NotSupported(TreeError):
+    """An operation that torrentfs does not have."""
 
 
 class StaleInode(TreeError):
