@@ -1,0 +1,253 @@
+"""This module reads byte ranges and small whole files from mirrors: web servers, or directories, that hold `public/`.
+
+Nothing that a mirror says is believed: who asks must verify. A mirror that fails is put aside for a growing while.
+Which mirror is asked for what, and when, is decided elsewhere.
+"""
+
+import os
+import re
+import urllib.parse
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from torrentfs.errors import FetchError, UsageError
+from torrentfs.repository.metainfo import InfoHash
+
+if TYPE_CHECKING:
+    import httpx
+
+PAUSE_MIN_S = 0.5
+PAUSE_MAX_S = 15.0
+"""Well below a read's deadline, so that whoever waits sees a mirror come back."""
+PAUSES_MAX = 1024
+"""Torrents that one mirror is known not to have."""
+CHUNK_LENGTH = 64 * 1024
+WHOLE_INSTEAD_LENGTH_MAX = 4 * 1024 * 1024
+"""A server that answers a range with the whole file is borne up to this length: as many bytes are thrown away."""
+
+Clock = Callable[[], float]
+
+
+class MirrorError(FetchError):
+    """A mirror that failed; its text has no newline. *absent*: it just lacks this one file."""
+
+    def __init__(self, reason: str, *, absent: bool = False) -> None:
+        super().__init__(reason)
+        self.absent = absent
+
+
+class _Pause:
+    __slots__ = ("failed_at", "pause_s", "reason", "until")
+
+    def __init__(self) -> None:
+        self.failed_at = float("-inf")
+        self.pause_s = 0.0
+        self.reason = ""
+        self.until = float("-inf")
+
+
+class Mirror:
+    """One mirror: its base URL, how many requests it has, whether it is put aside."""
+
+    def __init__(
+        self, base: str, *, requests_max: int, timeout_s: float, clock: Clock = trio.current_time
+    ) -> None:
+        """Prepare a mirror at *base*, http(s):// or file://.
+
+        Raises:
+            UsageError: another kind of URL.
+        """
+        self.base = base.rstrip("/") + "/"
+        self.requests = 0
+        self.requests_max = requests_max
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._pauses: dict[InfoHash | None, _Pause] = {}
+        self._client: httpx.AsyncClient | None = None
+        self._directory = _directory(self.base)
+
+    def __repr__(self) -> str:
+        return f"Mirror({self.base!r})"
+
+    def ready_at(self, info_hash: InfoHash) -> float:
+        """Return when the mirror may be asked for a torrent: a time of its clock, perhaps in the past."""
+        return max(pause.until for pause in self._pauses_of(info_hash)) if self._pauses else float("-inf")
+
+    def reason(self, info_hash: InfoHash) -> str:
+        """Return why the mirror last failed, "" if it did not."""
+        return next(
+            (f"{self.base}: {pause.reason}" for pause in self._pauses_of(info_hash) if pause.reason), ""
+        )
+
+    def failed(self, error: MirrorError, info_hash: InfoHash, asked_at: float) -> None:
+        """Put the mirror aside, for one torrent if it just lacks that. Of requests side by side, one failure counts."""
+        key = info_hash if error.absent else None
+        if key not in self._pauses and len(self._pauses) >= PAUSES_MAX:
+            del self._pauses[next(iter(self._pauses))]
+        pause = self._pauses.setdefault(key, _Pause())
+        pause.reason = str(error)
+        if asked_at < pause.failed_at:
+            return
+        pause.failed_at = self._clock()
+        pause.pause_s = min(max(2 * pause.pause_s, PAUSE_MIN_S), PAUSE_MAX_S)
+        pause.until = pause.failed_at + pause.pause_s
+
+    def succeeded(self, info_hash: InfoHash) -> None:
+        """Forget failures."""
+        self._pauses.pop(None, None)
+        self._pauses.pop(info_hash, None)
+
+    async def ranges(
+        self, path: str, offset: int, length: int, file_length: int
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield *length* bytes at *offset* of the file *path*, in chunks of any size, as they come.
+
+        Raises:
+            MirrorError: the mirror fails, stalls, or has a file of another length than *file_length*.
+        """
+        source = self._read_local if self._directory else self._read_http
+        left = length
+        async with aclosing(source(path, offset, length, file_length)) as chunks:
+            async for chunk in chunks:
+                if len(chunk) > left:
+                    raise MirrorError("sent more than was asked for")
+                left -= len(chunk)
+                yield chunk
+        if left:
+            raise MirrorError("the answer ended early")
+
+    async def whole(self, path: str, length_max: int) -> bytes:
+        """Return a small file.
+
+        Raises:
+            MirrorError: the mirror fails, stalls, or the file is longer than *length_max*.
+        """
+        if self._directory:
+            return await trio.to_thread.run_sync(_read_file, self._directory / path, 0, length_max, None)
+        body = bytearray()
+        async with self._response(path, {}) as response:
+            if response.status_code != 200:
+                raise _status_error(response)
+            async for chunk in response.aiter_raw(CHUNK_LENGTH):
+                body += chunk
+                if len(body) > length_max:
+                    raise MirrorError(f"{path} is longer than {length_max} bytes")
+        return bytes(body)
+
+    async def close(self) -> None:
+        """Close idle connections."""
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.aclose()
+
+    def _pauses_of(self, info_hash: InfoHash) -> list[_Pause]:
+        return [self._pauses.get(key) or _Pause() for key in (info_hash, None)]
+
+    async def _read_local(
+        self, path: str, offset: int, length: int, file_length: int
+    ) -> AsyncGenerator[bytes, None]:
+        assert self._directory is not None
+        for start in range(offset, offset + length, 4 * CHUNK_LENGTH):
+            size = min(4 * CHUNK_LENGTH, offset + length - start)
+            yield await trio.to_thread.run_sync(_read_file, self._directory / path, start, size, file_length)
+
+    async def _read_http(
+        self, path: str, offset: int, length: int, file_length: int
+    ) -> AsyncGenerator[bytes, None]:
+        wanted = f"bytes={offset}-{offset + length - 1}"
+        async with self._response(path, {"Range": wanted}) as response:
+            if response.status_code == 206:
+                if (
+                    response.headers.get("Content-Range")
+                    != f"bytes {offset}-{offset + length - 1}/{file_length}"
+                ):
+                    raise MirrorError(
+                        f"answered {wanted} with {response.headers.get('Content-Range', '')[:80]!r}"
+                    )
+                async for chunk in response.aiter_raw():
+                    yield chunk
+            elif response.status_code == 200 and file_length <= WHOLE_INSTEAD_LENGTH_MAX:
+                async for chunk in _slice(response.aiter_raw(), offset, length):
+                    yield chunk
+            elif response.status_code == 200:
+                raise MirrorError("the server ignores byte ranges")
+            else:
+                raise _status_error(response)
+
+    @asynccontextmanager
+    async def _response(self, path: str, headers: dict[str, str]) -> "AsyncIterator[httpx.Response]":
+        import httpx  # noqa: PLC0415 - 12 MB that a node whose peers have all never needs
+
+        try:
+            async with self._http_client().stream("GET", self.base + path, headers=headers) as response:
+                yield response
+        except httpx.TimeoutException as error:
+            raise MirrorError(f"no bytes for {self._timeout_s:g} s") from error
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            raise MirrorError(_one_line(str(error) or type(error).__name__)) from error
+
+    def _http_client(self) -> "httpx.AsyncClient":
+        import httpx  # noqa: PLC0415
+
+        if self._client is None:
+            # No redirects: a mirror is what the site's configuration names. No environment: it belongs to whoever
+            # happened to start the daemon. No compression: a pack is compressed, and a range must be exact.
+            self._client = httpx.AsyncClient(
+                follow_redirects=False,
+                trust_env=False,
+                timeout=self._timeout_s,
+                headers={"Accept-Encoding": "identity", "User-Agent": "torrentfs"},
+                limits=httpx.Limits(
+                    max_connections=self.requests_max, max_keepalive_connections=self.requests_max
+                ),
+            )
+        return self._client
+
+
+async def _slice(chunks: AsyncIterator[bytes], offset: int, length: int) -> AsyncIterator[bytes]:
+    """Yield *length* bytes from *offset* on, and stop there."""
+    position = 0
+    async for chunk in chunks:
+        part = chunk[max(0, offset - position) : max(0, offset + length - position)]
+        position += len(chunk)
+        if part:
+            yield part
+        if position >= offset + length:
+            return
+
+
+def _read_file(path: Path, offset: int, length: int, file_length: int | None) -> bytes:
+    """Read a range of a local file that must be *file_length* bytes long, or without that at most *length*."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if file_length is None and size > length:
+                raise MirrorError(f"{path} is longer than {length} bytes")
+            if file_length is not None and size != file_length:
+                raise MirrorError(f"{path} has {size} bytes, not {file_length}", absent=True)
+            return os.pread(file.fileno(), length, offset)
+    except OSError as error:
+        absent = isinstance(error, FileNotFoundError)
+        raise MirrorError(f"{path}: {error.strerror}", absent=absent) from error
+
+
+def _status_error(response: "httpx.Response") -> MirrorError:
+    absent = response.status_code in {404, 410, 416}
+    return MirrorError(f"HTTP status {response.status_code} for {response.url.path}", absent=absent)
+
+
+def _directory(base: str) -> Path | None:
+    parts = urllib.parse.urlsplit(base)
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"} and parts.path.startswith("/"):
+        return Path(urllib.parse.unquote(parts.path))
+    if parts.scheme in {"http", "https"} and parts.netloc:
+        return None
+    raise UsageError(f"{base!r} is not the URL of a mirror: write http://…, https://… or file:///…")
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"\s+", " ", text)[:200]

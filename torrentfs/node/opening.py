@@ -1,0 +1,113 @@
+"""This module gets the metainfo of torrents: from the cache, else from mirrors; one attempt for all who wait for it.
+
+Bytes from a mirror are checked against the info-hash before anything else looks at them.
+"""
+
+from collections.abc import Callable
+
+import trio
+
+from torrentfs.errors import CacheError, FormatError, TorrentfsError
+from torrentfs.node.flights import Peer
+from torrentfs.node.mirrors import Mirror, MirrorError
+from torrentfs.node.store import Store
+from torrentfs.repository.metainfo import TORRENT_LENGTH_MAX, Metainfo, TorrentRef, parse
+
+NEXT_MIRROR_AFTER_S = 1.0
+"""A mirror that has not sent a metainfo after so long gets company by the next one."""
+
+
+class Opening:
+    """A torrent whose metainfo is being fetched. It ends when nobody waits for it and `expected_until` has passed."""
+
+    def __init__(self, ref: TorrentRef) -> None:
+        self.ref = ref
+        self.readers = 0
+        self.expected_until = float("-inf")
+        self.mirrors: list[Mirror] = []
+        self.peers: dict[Peer, None] = {}
+        self.done = trio.Event()
+        self.error: TorrentfsError | None = None
+        self.scope = trio.CancelScope()
+        self._asking: set[Mirror] = set()
+        self._metainfo: Metainfo | None = None
+        self._changed = trio.Event()
+
+    def learn(self, mirrors: list[Mirror], peers: tuple[Peer, ...]) -> None:
+        """Add sources."""
+        self.mirrors += [mirror for mirror in mirrors if mirror not in self.mirrors]
+        self.peers.update(dict.fromkeys(peers))
+        self._changed.set()
+
+    def settle(self, now: float) -> None:
+        """Set the deadline after `readers` or `expected_until` has changed."""
+        self.scope.deadline = float("inf") if self.readers else max(now, self.expected_until)
+
+    async def run(self, store: Store, opened: Callable[["Opening", Metainfo], None]) -> None:
+        """Get the metainfo and hand it to *opened*, or set `error`. `done` is the caller's to set."""
+        try:
+            with self.scope:
+                metainfo = await self._local(store) or await self._remote(store)
+                _check_length(metainfo, self.ref)
+                opened(self, metainfo)
+        except (CacheError, FormatError) as error:
+            self.error = error
+
+    async def _local(self, store: Store) -> Metainfo | None:
+        """Return the kept metainfo; one that is damaged is fetched again."""
+        torrent = store.metainfo(self.ref.info_hash)
+        if torrent is None:
+            return None
+        try:
+            return await trio.to_thread.run_sync(parse, torrent, self.ref.info_hash)
+        except FormatError:
+            return None
+
+    async def _remote(self, store: Store) -> Metainfo:
+        async with trio.open_nursery() as nursery:
+            while self._metainfo is None:
+                self._changed = trio.Event()
+                with trio.move_on_after(self._ask_next(nursery)):
+                    await self._changed.wait()
+            nursery.cancel_scope.cancel()
+        assert self._metainfo is not None
+        store.keep_metainfo(self._metainfo)
+        return self._metainfo
+
+    def _ask_next(self, nursery: trio.Nursery) -> float:
+        """Ask the first mirror that is free to be asked; return after how many seconds to look again."""
+        now = trio.current_time()
+        free = [mirror for mirror in self.mirrors if mirror not in self._asking]
+        for mirror in free:
+            if mirror.ready_at(self.ref.info_hash) <= now:
+                self._asking.add(mirror)
+                nursery.start_soon(self._ask, mirror, now)
+                return NEXT_MIRROR_AFTER_S
+        return min((mirror.ready_at(self.ref.info_hash) - now for mirror in free), default=float("inf"))
+
+    async def _ask(self, mirror: Mirror, asked_at: float) -> None:
+        try:
+            self._metainfo = await self._from_mirror(mirror)
+            mirror.succeeded(self.ref.info_hash)
+        except MirrorError as error:
+            mirror.failed(error, self.ref.info_hash, asked_at)
+        finally:
+            self._asking.discard(mirror)
+            self._changed.set()
+
+    async def _from_mirror(self, mirror: Mirror) -> Metainfo:
+        path = self.ref.kind.torrent_path(self.ref.info_hash)
+        torrent = await mirror.whole(path, TORRENT_LENGTH_MAX)
+        try:
+            return await trio.to_thread.run_sync(parse, torrent, self.ref.info_hash)
+        except FormatError as error:
+            raise MirrorError(f"{path}: {error}") from error
+
+
+def _check_length(metainfo: Metainfo, ref: TorrentRef) -> None:
+    """Refuse a torrent that is not as long as its signed parent says: no mirror's fault, and none can help."""
+    if metainfo.length != ref.length:
+        name = ref.info_hash.hex()[:16]
+        raise FormatError(
+            f"{ref.kind.value} {name} has {metainfo.length} bytes, not {ref.length} as is signed"
+        )

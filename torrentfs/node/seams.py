@@ -1,0 +1,75 @@
+"""This module says what the fetcher and the swarm expect of each other; neither imports the other."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from torrentfs.repository.metainfo import InfoHash, Metainfo, PieceIndex
+
+
+class SwarmEvents(Protocol):
+    """What a swarm tells; it is called from the swarm's task and must not block."""
+
+    def pieces_arrived(self, info_hash: InfoHash, pieces: Sequence[PieceIndex]) -> None:
+        """Pieces are verified, and on disk: they can be read now. Injected ones too."""
+
+    def piece_failed(self, info_hash: InfoHash, piece: PieceIndex) -> None:
+        """A piece, injected or from peers, does not match its hash."""
+
+    def peers_changed(self, info_hash: InfoHash, connected: int) -> None:
+        """So many peers that can serve are connected now."""
+
+
+class Counters(Protocol):
+    """Payload bytes of a session, and its peers."""
+
+    @property
+    def uploaded(self) -> int:
+        """Bytes sent to peers."""
+
+    @property
+    def redundant(self) -> int:
+        """Bytes that peers sent twice."""
+
+    @property
+    def peers(self) -> int:
+        """Peers connected now."""
+
+
+class Swarm(Protocol):
+    """What the fetcher needs of a swarm; nothing but `run` and `counters` waits."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Serve until cancelled."""
+
+    def connected(self, info_hash: InfoHash) -> int:
+        """Return how many peers that can serve are connected; 0 of an unknown torrent."""
+
+    async def counters(self) -> Counters:
+        """Return the session's figures."""
+
+    def add(
+        self,
+        metainfo: Metainfo,
+        file: Path,
+        have: Sequence[bool] | None,
+        peers: Iterable[tuple[str, int]] = (),
+    ) -> None:
+        """Take part in a torrent whose data lies in *file*, of which we *have* some pieces."""
+
+    def connect(self, info_hash: InfoHash, peers: Iterable[tuple[str, int]]) -> None:
+        """Connect to more peers."""
+
+    def remove(self, info_hash: InfoHash) -> None:
+        """Leave a torrent."""
+
+    def want(self, info_hash: InfoHash, pieces: Sequence[PieceIndex], *, urgent: bool) -> None:
+        """Ask peers for pieces."""
+
+    def unwant(self, info_hash: InfoHash, pieces: Sequence[PieceIndex]) -> None:
+        """Ask no more."""
+
+    def inject(self, info_hash: InfoHash, piece: PieceIndex, data: bytes) -> None:
+        """Take a piece from elsewhere: verify, write, tell, seed it."""
