@@ -58,7 +58,7 @@ class _SignedTargets(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the current timestamp leads to; versions are TUF's, *targets* maps target paths to SHA-256 in hex."""
+    """What the current timestamp leads to; versions are TUF's, *targets* maps target paths to SHA-256."""
 
     timestamp_version: int
     snapshot_version: int

@@ -1,8 +1,8 @@
 """This module is the publisher's side of a repository on disk: making one, and committing new catalogs to it.
 
 The rename of the timestamp is the only commit point: what was written before it is litter until then, and a
-crash at any instant leaves the old catalog or the new one. Packs and manifests are the caller's, durable before
-the commit.
+crash at any instant leaves the old catalog or the new one. Packs and manifests are the caller's, and durable
+before the commit.
 """
 
 import contextlib
@@ -126,8 +126,8 @@ class Repository:
         """Publish *catalog*, which was made from the committed one within the same `lock`.
 
         Raises:
-            RepositoryError: no lock is held, another commit came between, a counter would go back, or the disk
-                does not take it.
+            RepositoryError: no lock is held, another commit came between, a counter would go back, or the
+                files cannot be written.
             FormatError: *catalog* breaks a rule.
         """
         if not self._locked:
