@@ -11,6 +11,7 @@ A foreign exception is translated into one of these once, where it enters. An er
     ├── PublishError            a source that cannot be published; names the path
     ├── FetchError              bytes that could not be had
     │   └── DeadlineError       … in time
+    ├── ListenError             an address that cannot be listened on
     ├── CacheError              a cache directory that cannot be used
     ├── MountError              a mount that cannot be made or ended
     ├── ControlError            a daemon that does not answer, or refuses
@@ -62,6 +63,10 @@ class FetchError(TorrentfsError):
 
 class DeadlineError(FetchError):
     """Bytes that did not arrive in time."""
+
+
+class ListenError(TorrentfsError):
+    """An address that cannot be listened on: taken, or not this machine's."""
 
 
 class CacheError(TorrentfsError):

@@ -1,0 +1,345 @@
+"""This module is the node's only BitTorrent session: pieces in, pieces out. Which, and when, is `fetch`'s.
+
+libtorrent's threads never run our Python: they ring, and `Swarm.run` takes the alerts. Nothing here waits for
+libtorrent but `add` (2 ms; 0.6 of them parse the hashes of 1,000 pieces) and the `async` methods.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import libtorrent as lt
+import trio
+
+from torrentfs.config import SwarmSettings
+from torrentfs.errors import FormatError, ListenError
+from torrentfs.node.answers import Answers
+from torrentfs.node.names import Names, numeric
+from torrentfs.node.session import SwarmCounters, open_session, read_counters
+from torrentfs.node.sockets import Address, tune_sockets
+from torrentfs.node.torrent import AHEAD, URGENT, Torrent, credible
+from torrentfs.node.wakeup import Wakeup
+from torrentfs.repository.metainfo import InfoHash, Metainfo, PieceIndex
+
+log = logging.getLogger(__name__)
+
+LISTEN_DEADLINE_S = 10.0
+CLOSE_DEADLINE_S = 1.5
+ANSWER_DEADLINE_S = 5.0
+SETTLE_PAUSE_S = (0.002, 0.1)
+"""The first and the longest pause between two looks whether dialled sockets are connected."""
+
+
+class SwarmEvents(Protocol):
+    """Who asked for pieces; called from the task that runs the swarm, and must not wait."""
+
+    def pieces_arrived(self, info_hash: InfoHash, pieces: Sequence[PieceIndex]) -> None:
+        """Take note of pieces that are verified and readable by `os.pread`; injected ones too."""
+
+    def piece_failed(self, info_hash: InfoHash, piece: PieceIndex) -> None:
+        """Take note of a piece that failed its hash or could not be written; if it was wanted it still is."""
+
+    def peers_changed(self, info_hash: InfoHash, connected: int) -> None:
+        """Take note that this many peers are connected now."""
+
+
+class Swarm:
+    """All torrents of a node. Methods other than `run` may be called once `run` has started."""
+
+    def __init__(self, settings: SwarmSettings, events: SwarmEvents) -> None:
+        self.listen: Address = ("", 0)
+        """Where peers reach us, with the real port; known once `run` has started."""
+        self._settings = settings
+        self._events = events
+        self._session: Any = None
+        self._torrents: dict[InfoHash, Torrent] = {}
+        self._names = Names(self._resolved)
+        self._awaiting: dict[tuple[str, int], set[InfoHash]] = {}
+        self._here: list[tuple[InfoHash, PieceIndex]] = []
+        self._counters: Answers[SwarmCounters] = Answers()
+        self._peers: Answers[tuple[InfoHash, list[Address]]] = Answers()
+        self._bell = Wakeup()
+        self._dialled = trio.Event()
+        self._dispatch: dict[type, Callable[[Any], None]] = {
+            lt.hash_failed_alert: self._on_hash_failed,
+            lt.peer_connect_alert: self._on_peer_connect,
+            lt.peer_disconnected_alert: self._on_peer_disconnected,
+            lt.listen_succeeded_alert: self._on_listen_succeeded,
+            lt.listen_failed_alert: self._on_listen_failed,
+            lt.session_stats_alert: self._on_session_stats,
+            lt.peer_info_alert: self._on_peer_info,
+            lt.file_error_alert: self._on_file_error,
+            lt.torrent_error_alert: self._on_file_error,
+            lt.alerts_dropped_alert: self._on_alerts_dropped,
+        }
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; started when listening.
+
+        Raises: ListenError: the address is taken, or not ours.
+        """
+        host, port = await numeric(self._settings.listen)
+        try:
+            self._session = open_session(self._settings, host, port, self._bell.descriptor)
+            await self._start_listening()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._names.run)
+                nursery.start_soon(self._settle)
+                nursery.start_soon(self._pump)
+                task_status.started()
+        finally:
+            await self._close()
+
+    # What fetch asks for.
+
+    def add(
+        self,
+        metainfo: Metainfo,
+        file: Path,
+        have: Sequence[bool] | None,
+        peers: Iterable[tuple[str, int]] = (),
+        *,
+        seed: bool = False,
+    ) -> None:
+        """Take up a torrent whose data lies, or will lie, in *file*; nothing is wanted of it yet.
+
+        *have* is believed, piece by piece, but for those past the end of the file. With *seed* and no *have*,
+        all of it is there, and each piece is verified before its first upload.
+        """
+        if metainfo.info_hash in self._torrents:
+            raise ValueError(f"torrent {metainfo.info_hash.hex()} is there already")
+        claimed = [seed] * metainfo.piece_count if have is None else list(have)
+        torrent = Torrent(metainfo, file, credible(metainfo, file, claimed), seed)
+        torrent.peers.update(self._known_numbers(metainfo.info_hash, peers))
+        torrent.start(self._session)
+        self._torrents[metainfo.info_hash] = torrent
+
+    def connect(self, info_hash: InfoHash, peers: Iterable[tuple[str, int]]) -> None:
+        """Dial further peers; names are looked up in the background."""
+        self._torrents[info_hash].dial(self._known_numbers(info_hash, peers))
+
+    def remove(self, info_hash: InfoHash) -> None:
+        """Forget a torrent; its file stays. Wants and injections of it are forgotten too."""
+        self._session.remove_torrent(self._torrents.pop(info_hash).handle)
+
+    def want(self, info_hash: InfoHash, pieces: Sequence[PieceIndex], *, urgent: bool) -> None:
+        """Ask peers for *pieces*: at once when *urgent*, else behind those, in the order of the file."""
+        torrent = self._torrents[info_hash]
+        torrent.recover()
+        torrent.want(pieces, URGENT if urgent else AHEAD)
+        if urgent and not torrent.connected and not torrent.dialled:
+            torrent.dial([*torrent.peers])
+
+    def unwant(self, info_hash: InfoHash, pieces: Sequence[PieceIndex]) -> None:
+        """Take back the wish for *pieces*; what is under way still arrives."""
+        self._torrents[info_hash].unwant(pieces)
+
+    def inject(self, info_hash: InfoHash, piece: PieceIndex, data: bytes) -> None:
+        """Hand over a piece that was fetched elsewhere: it is verified, reported and seeded like others.
+
+        Raises: FormatError: *data* has another length than the piece.
+        """
+        torrent = self._torrents[info_hash]
+        if len(data) != torrent.metainfo.piece_span(piece):
+            raise FormatError(f"piece {piece} of {info_hash.hex()}: {len(data)} bytes")
+        if torrent.have[piece]:  # libtorrent would say nothing
+            self._here.append((info_hash, piece))
+            self._bell.ring()
+            return
+        torrent.recover()
+        torrent.injected[piece] = data
+        torrent.handle.add_piece(piece, data, 0)
+
+    def drop(self, info_hash: InfoHash, pieces: Collection[PieceIndex]) -> None:
+        """Believe no longer that *pieces* are there; wants and injections stay, connections are made anew.
+
+        libtorrent knows no way to take a piece back: the torrent is added again (4 ms).
+        """
+        torrent = self._torrents[info_hash]
+        for piece in pieces:
+            torrent.have[piece] = False
+        self._session.remove_torrent(torrent.handle)
+        torrent.seed = False
+        torrent.start(self._session)
+        self._events.peers_changed(info_hash, 0)
+
+    # What stats ask for.
+
+    def connected(self, info_hash: InfoHash) -> int:
+        """Return how many peers are connected, as of the last alerts; of an unknown torrent: 0."""
+        torrent = self._torrents.get(info_hash)
+        return len(torrent.connected) if torrent else 0
+
+    async def counters(self) -> SwarmCounters:
+        """Return the session's counters as of now. Raises: DeadlineError."""
+        self._session.post_session_stats()
+        return await self._counters.get(ANSWER_DEADLINE_S)
+
+    async def peers(self, info_hash: InfoHash) -> list[Address]:
+        """Return the far ends of a torrent's connections. Raises: DeadlineError."""
+        self._torrents[info_hash].handle.post_peer_info()
+        answer = await self._peers.get(ANSWER_DEADLINE_S, lambda answer: answer[0] == info_hash)
+        return answer[1]
+
+    # Torrents and peers.
+
+    def _known_numbers(self, info_hash: InfoHash, peers: Iterable[tuple[str, int]]) -> list[Address]:
+        """Return those of *peers* whose addresses are known; the others are dialled when they are."""
+        numbers = []
+        for peer in peers:
+            address = self._names.get(peer)
+            if address is not None:
+                numbers.append(address)
+            else:
+                self._awaiting.setdefault(peer, set()).add(info_hash)
+        return numbers
+
+    def _resolved(self, peer: tuple[str, int], address: Address) -> None:
+        for info_hash in self._awaiting.pop(peer, ()):
+            if torrent := self._torrents.get(info_hash):
+                torrent.dial([address])
+
+    # Alerts.
+
+    async def _start_listening(self) -> None:
+        with trio.move_on_after(LISTEN_DEADLINE_S):
+            while not self.listen[0]:
+                await self._bell.wait()
+                self._take_alerts()
+            return
+        raise ListenError(f"cannot listen on {self._settings.listen}")
+
+    async def _pump(self) -> None:
+        while True:
+            self._take_alerts()
+            await self._bell.wait()
+
+    def _take_alerts(self) -> None:
+        """Handle what libtorrent has to say; pieces of one batch are reported together."""
+        arrived: dict[InfoHash, list[PieceIndex]] = {}
+        here, self._here = self._here, []
+        for info_hash, piece in here:
+            arrived.setdefault(info_hash, []).append(piece)
+        for alert in self._session.pop_alerts():
+            if type(alert) is lt.piece_finished_alert:
+                if torrent := self._torrent_of(alert):
+                    piece = PieceIndex(alert.piece_index)
+                    torrent.finished(piece)
+                    arrived.setdefault(torrent.metainfo.info_hash, []).append(piece)
+            elif handle := self._dispatch.get(type(alert)):
+                handle(alert)
+        for info_hash, pieces in arrived.items():
+            self._events.pieces_arrived(info_hash, pieces)
+
+    def _torrent_of(self, alert: Any) -> Torrent | None:
+        """Return whom *alert* is about; None if that was removed, be it to be added anew."""
+        try:
+            info_hash = InfoHash(alert.handle.info_hashes().v2.to_bytes())
+        except RuntimeError:  # invalid torrent handle
+            return None
+        torrent = self._torrents.get(info_hash)
+        return torrent if torrent is not None and torrent.handle == alert.handle else None
+
+    def _on_hash_failed(self, alert: Any) -> None:
+        if torrent := self._torrent_of(alert):
+            piece = PieceIndex(alert.piece_index)
+            log.warning("piece %d of %s failed its hash", piece, torrent.metainfo.info_hash.hex())
+            torrent.injected.pop(piece, None)
+            self._events.piece_failed(torrent.metainfo.info_hash, piece)
+
+    def _on_file_error(self, alert: Any) -> None:
+        torrent = self._torrent_of(alert)
+        if torrent is None or torrent.failed_at is not None:
+            return
+        log.error("%s: %s", torrent.file, alert.error.message())
+        torrent.failed_at = time.monotonic()
+        for piece in [*torrent.injected]:
+            del torrent.injected[piece]
+            self._events.piece_failed(torrent.metainfo.info_hash, piece)
+
+    def _on_alerts_dropped(self, alert: Any) -> None:
+        """Ask libtorrent what it has: pieces may have arrived unseen."""
+        log.warning("alerts were lost: the queue of %d was full", self._settings.alert_queue_max)
+        for info_hash, torrent in self._torrents.items():
+            has = torrent.handle.status(lt.torrent_handle.query_pieces).pieces
+            for number in [piece for piece in torrent.wanted.keys() | torrent.injected.keys() if has[piece]]:
+                torrent.finished(number)
+                self._here.append((info_hash, number))
+        self._bell.ring()
+
+    def _on_peer_connect(self, alert: Any) -> None:
+        if torrent := self._torrent_of(alert):
+            torrent.dialled.add(_address(alert.endpoint))
+            self._dialled.set()
+
+    def _on_peer_disconnected(self, alert: Any) -> None:
+        torrent = self._torrent_of(alert)
+        if torrent is None:
+            return
+        address = _address(alert.endpoint)
+        torrent.dialled.discard(address)
+        if address in torrent.connected:
+            torrent.connected.remove(address)
+            self._events.peers_changed(torrent.metainfo.info_hash, len(torrent.connected))
+
+    async def _settle(self) -> None:
+        """Set TCP_NODELAY on new connections, and tell those that are there from those that may never be."""
+        pause = math.inf
+        while True:
+            with trio.move_on_after(pause) as scope:
+                await self._dialled.wait()
+            if not scope.cancelled_caught:
+                self._dialled = trio.Event()
+                pause = SETTLE_PAUSE_S[0]
+            pause = min(2 * pause, SETTLE_PAUSE_S[1]) if self._settle_dialled() else math.inf
+
+    def _settle_dialled(self) -> bool:
+        """Sort what was dialled; return whether some of it is still neither connected nor given up."""
+        far_ends = tune_sockets()
+        unsettled = False
+        for torrent in [torrent for torrent in self._torrents.values() if torrent.dialled]:
+            made = torrent.dialled & far_ends
+            torrent.dialled -= made
+            unsettled |= bool(torrent.dialled)
+            if made:
+                torrent.connected |= made
+                self._events.peers_changed(torrent.metainfo.info_hash, len(torrent.connected))
+        return unsettled
+
+    def _on_listen_succeeded(self, alert: Any) -> None:
+        if alert.socket_type == lt.socket_type_t.tcp:
+            # What we accept inherits TCP_NODELAY from here.
+            tune_sockets()
+            self.listen = (str(alert.address), alert.port)
+
+    def _on_listen_failed(self, alert: Any) -> None:
+        failure = f"cannot listen on {self._settings.listen}: {alert.error.message()}"
+        if not self.listen[0]:
+            raise ListenError(failure)
+        log.error("%s", failure)
+
+    def _on_session_stats(self, alert: Any) -> None:
+        peers = {info_hash: len(torrent.connected) for info_hash, torrent in self._torrents.items()}
+        self._counters.give(read_counters(alert.values, peers))
+
+    def _on_peer_info(self, alert: Any) -> None:
+        if torrent := self._torrent_of(alert):
+            self._peers.give((torrent.metainfo.info_hash, [_address(peer.ip) for peer in alert.peer_info]))
+
+    async def _close(self) -> None:
+        """End the session. Bounded: its destructor joins threads that may be at a slow disk."""
+        self._torrents.clear()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_DEADLINE_S):
+            await trio.to_thread.run_sync(self._destroy, abandon_on_cancel=True)
+            # Not if that takes longer: the session would ring at whoever gets the descriptor next.
+            self._bell.close()
+
+    def _destroy(self) -> None:
+        self._session = None
+
+
+def _address(endpoint: tuple[str, int]) -> Address:
+    return endpoint[0], endpoint[1]

@@ -1,0 +1,121 @@
+"""This module keeps what the swarm knows of one torrent, and asks libtorrent for its pieces."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import libtorrent as lt
+
+from torrentfs.node.session import torrent_parameters
+from torrentfs.node.sockets import Address
+from torrentfs.repository.metainfo import Metainfo, PieceIndex
+
+log = logging.getLogger(__name__)
+
+REDIAL_PAUSE_S = 0.5
+"""How often a torrent without peers may be made to dial at once; libtorrent itself does so once a second."""
+RECOVER_PAUSE_S = 1.0
+"""How long a torrent whose file could not be written rests before it is tried again."""
+
+URGENT, AHEAD, UNWANTED = 7, 4, 0
+"""Piece priorities."""
+
+
+@dataclass(slots=True, eq=False)
+class Torrent:
+    """One torrent in the session."""
+
+    metainfo: Metainfo
+    file: Path
+    have: list[bool]
+    seed: bool
+    handle: Any = None
+    peers: set[Address] = field(default_factory=set)
+    """Whom we were told of, by number."""
+    wanted: dict[PieceIndex, int] = field(default_factory=dict)
+    injected: dict[PieceIndex, bytes] = field(default_factory=dict)
+    """What libtorrent has not answered yet."""
+    dialled: set[Address] = field(default_factory=set)
+    """Connections that may not be there yet: libtorrent reports a dial when it begins."""
+    connected: set[Address] = field(default_factory=set)
+    dialled_at: float = 0.0
+    failed_at: float | None = None
+
+    def start(self, session: Any) -> None:
+        """Add it to *session*, with all that was wanted and injected, and dial its peers."""
+        self.failed_at = None
+        self.dialled_at = time.monotonic()
+        self.connected.clear()
+        self.dialled.clear()
+        seed = self.seed and all(self.have)
+        self.handle = session.add_torrent(
+            torrent_parameters(self.metainfo, self.file, self.have, self.peers, seed=seed)
+        )
+        wanted, self.wanted = self.wanted, {}
+        for level in (URGENT, AHEAD):
+            self.want([piece for piece, at in wanted.items() if at == level], level)
+        for piece, data in self.injected.items():
+            self.handle.add_piece(piece, data, 0)
+        self.handle.resume()
+
+    def want(self, pieces: Sequence[PieceIndex], level: int) -> None:
+        """Ask for those of *pieces* that are neither here nor wanted as much already."""
+        news = [
+            piece for piece in pieces if not self.have[piece] and self.wanted.get(piece, UNWANTED) < level
+        ]
+        self.wanted.update(dict.fromkeys(news, level))
+        if level == URGENT:
+            for piece in news:
+                # Both: a priority queues behind readahead, a deadline may wait for the once-a-second pass.
+                self.handle.piece_priority(piece, level)
+                self.handle.set_piece_deadline(piece, 0)
+        elif news:
+            self.handle.prioritize_pieces([(piece, level) for piece in news])
+
+    def unwant(self, pieces: Sequence[PieceIndex]) -> None:
+        """Ask no longer."""
+        for piece in pieces:
+            if self.wanted.pop(piece, UNWANTED) == URGENT:
+                self.handle.reset_piece_deadline(piece)
+        self.handle.prioritize_pieces([(piece, UNWANTED) for piece in pieces])
+
+    def finished(self, piece: PieceIndex) -> None:
+        """Take note of a piece that is here."""
+        self.have[piece] = True
+        self.wanted.pop(piece, None)
+        self.injected.pop(piece, None)
+
+    def dial(self, peers: Sequence[Address]) -> None:
+        """Connect to *peers*, at once if there is no connection that this would break."""
+        self.peers.update(peers)
+        for peer in peers:
+            self.handle.connect_peer(peer)
+        now = time.monotonic()
+        if peers and not self.connected and now - self.dialled_at >= REDIAL_PAUSE_S:
+            self.dialled_at = now
+            # Activation dials at once, else the next tick does: 3 ms instead of up to 1 s.
+            self.handle.pause()
+            self.handle.resume()
+
+    def recover(self) -> None:
+        """Let libtorrent try again after an error of the disk: by itself it would rest for 10 minutes."""
+        if self.failed_at is not None and time.monotonic() - self.failed_at >= RECOVER_PAUSE_S:
+            self.failed_at = None
+            self.handle.clear_error()
+            self.handle.unset_flags(lt.torrent_flags.upload_mode)
+            self.handle.resume()
+
+
+def credible(metainfo: Metainfo, file: Path, have: Sequence[bool]) -> list[bool]:
+    """Drop claims past the end of *file*: they would make libtorrent hash all of it (1 s a GiB)."""
+    try:
+        length = file.stat().st_size
+    except FileNotFoundError:
+        length = 0
+    whole = metainfo.piece_count if length >= metainfo.length else length // metainfo.piece_length
+    if any(have[whole:]):
+        log.warning("%s is shorter than what is said to be in it", file)
+    return [*have[:whole], *[False] * (metainfo.piece_count - whole)]
