@@ -64,11 +64,16 @@ class MountSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     start_deadline_s: Seconds = 60.0
     """How long `torrentfs mount` waits for the daemon to answer."""
     requests_max: Count = 1024
+    spin_us: Annotated[int, Meta(ge=0, le=1000)] = 50
+    """How long the daemon looks for a next request after each before it sleeps; 0 saves CPU time."""
     background_max: Annotated[int, Meta(ge=1, le=65_535)] = 512
     read_ahead_kib: Annotated[int, Meta(ge=0, le=65_536)] = 256
     manifest_blocks_max: Count = 64
-    source: Annotated[str, Meta(pattern=r"^[^,\\\s]{1,255}$")] = "torrentfs"
-    """What the kernel's table of mounts shows as mounted; `mount -a` compares it with fstab's first field."""
+    source: Annotated[str, Meta(pattern=r"^[^,\\\s]{0,255}$")] = ""
+    """What the kernel's table of mounts shows as mounted, by default the repository's name.
+
+    `mount -a` compares it with fstab's first field.
+    """
     owner_uid: Annotated[int, Meta(ge=0, lt=1 << 32)] | None = None
     """Whom files show as theirs; by default the user who mounts."""
     owner_gid: Annotated[int, Meta(ge=0, lt=1 << 32)] | None = None

@@ -1,0 +1,96 @@
+"""This module is what a mount's daemon answers to admins: it gathers the figures of its parts."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from torrentfs.daemon import report
+from torrentfs.daemon.currency import Currency, Show
+from torrentfs.errors import FormatError
+from torrentfs.fuse.filesystem import Filesystem
+from torrentfs.node import Node, View
+from torrentfs.repository.catalog import Ordinal, Version
+from torrentfs.repository.manifest import Manifest
+from torrentfs.repository.metainfo import InfoHash, NotCached, TorrentRef
+
+
+class Answers:
+    """The words that `control` answers to, for one mount."""
+
+    def __init__(
+        self,
+        identity: Mapping[str, Any],
+        *,
+        node: Node,
+        view: View,
+        filesystem: Filesystem,
+        currency: Currency,
+        show: Show,
+    ) -> None:
+        """Answer from these parts; *show* makes a newer catalog visible."""
+        self._identity = identity
+        self._node = node
+        self._view = view
+        self._filesystem = filesystem
+        self._currency = currency
+        self._show = show
+        self._packs: dict[Ordinal, Sequence[TorrentRef]] = {}
+
+    def words(self) -> dict[str, Callable[[], Awaitable[Any]]]:
+        """Return what may be asked."""
+        return {"stats": self.stats, "list": self.list, "refresh": self.refresh}
+
+    async def list(self) -> dict[str, Any]:
+        """Return the catalog that is shown."""
+        return report.listing(self._currency.catalog)
+
+    async def refresh(self) -> dict[str, Any]:
+        """Ask for a newer catalog now.
+
+        Raises: TrustError, FetchError.
+        """
+        changed = await self._currency.check(self._show)
+        return {"version": self._currency.catalog.version, "changed": changed}
+
+    async def stats(self) -> dict[str, Any]:
+        """Return what `torrentfs stats` prints."""
+        node = await self._node.stats()
+        reads = self._filesystem.stats()
+        torrents = {
+            torrent.info_hash: report.Torrent(torrent.cached, torrent.peers)
+            for torrent in self._node.torrents()
+        }
+        figures = report.Figures(
+            from_peers=node.from_peers,
+            from_mirrors=node.from_mirrors,
+            uploaded=node.uploaded,
+            cached=sum(torrent.cached for torrent in torrents.values()),
+            read=reads.bytes_read,
+            reads_waiting=reads.waiting,
+            wait_p50_s=reads.wait_p50_s or 0.0,
+            wait_p99_s=reads.wait_p99_s or 0.0,
+            errors=reads.errors,
+            failed_pieces=node.failed_pieces,
+            peers=node.peers,
+        )
+        catalog = self._currency.catalog
+        packages = [
+            report.package(version, torrents, self._packs_of(version, torrents))
+            for _, version in sorted(catalog.versions.items())
+        ]
+        return report.stats(self._identity, catalog, self._currency.age_s, figures, packages)
+
+    def _packs_of(
+        self, version: Version, torrents: Mapping[InfoHash, report.Torrent]
+    ) -> Sequence[TorrentRef] | None:
+        """Return what the manifest of *version* names, if it is here: nothing is fetched for a question."""
+        revision = version.current
+        known = self._packs.get(revision.ordinal)
+        if known is None and revision.manifest in torrents:
+            try:
+                known = Manifest(
+                    revision.ref, lambda offset, length: self._view.range(revision.ref, offset, length)
+                ).packs
+            except (NotCached, FormatError):
+                return None
+            self._packs[revision.ordinal] = known
+        return known

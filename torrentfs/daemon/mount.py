@@ -1,0 +1,189 @@
+"""This module is the daemon of one mount: it builds node, tree and FUSE session, and ends them.
+
+What each part does is theirs; keeping the catalog current is in `currency`, answering admins in `answers`.
+"""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import trio
+
+from torrentfs import __version__
+from torrentfs.config import MountConfiguration, NodeSettings, SwarmSettings, format_address, parse_address
+from torrentfs.daemon import control
+from torrentfs.daemon.answers import Answers
+from torrentfs.daemon.currency import Currency, Origin, repository_directory
+from torrentfs.daemon.ledger import FileLedger, open_ledger
+from torrentfs.daemon.logfile import start_log
+from torrentfs.daemon.mountpoint import is_dead, is_mounted, unmount
+from torrentfs.daemon.settings import check_mountpoint
+from torrentfs.errors import CacheError, MountError, TorrentfsError
+from torrentfs.fuse import pyfuse3_adapter
+from torrentfs.fuse.filesystem import Filesystem
+from torrentfs.fuse.pyfuse3_adapter import Session
+from torrentfs.node import Node, Sources
+from torrentfs.repository.catalog import Catalog
+from torrentfs.tree import Tree
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a daemon holds on this machine while it lives."""
+
+    mountpoint: Path
+    cache: Path
+    origin: Origin
+    ledger: FileLedger
+    listener: socket.socket
+
+
+def run(configuration: MountConfiguration, ready: Callable[[], None], *, foreground: bool) -> None:
+    """Serve the mount of *configuration* until it is unmounted or gets SIGTERM; call *ready* once it is.
+
+    Raises: MountError, CacheError, TrustError, FetchError, UsageError: it cannot be served; nothing is left
+    behind.
+    """
+    mountpoint = Path(configuration.mountpoint)
+    with ExitStack() as stack:
+        listener = stack.enter_context(control.claim(mountpoint))
+        _clear_dead_mount(mountpoint)
+        check_mountpoint(mountpoint)
+        cache = Path(configuration.cache)
+        origin = _prepare(configuration, cache)
+        start_log(cache, configuration.mount.log_bytes_max, foreground=foreground)
+        ledger = stack.enter_context(open_ledger(origin.directory / "ledger"))
+        place = _Place(mountpoint, cache, origin, ledger, listener)
+        try:
+            trio.run(_serve, configuration, place, ready)
+        except* TorrentfsError as group:
+            error = _first(group)
+            log.error("%s: %s", mountpoint, error)
+            raise error from None
+        log.info("%s: ended", mountpoint)
+
+
+def _first(group: BaseException) -> TorrentfsError:
+    """Return the first error in a nursery's nested groups: the others follow from it."""
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    assert isinstance(group, TorrentfsError)
+    return group
+
+
+def _clear_dead_mount(mountpoint: Path) -> None:
+    """Take away what a killed daemon left; the caller holds the claim, so none of ours serves it.
+
+    Raises: MountError: another user's daemon does.
+    """
+    while is_mounted(mountpoint):
+        if not is_dead(mountpoint):
+            raise MountError(f"{mountpoint} is mounted already; umount {mountpoint} ends it")
+        unmount(mountpoint, lazy=True)
+
+
+def _prepare(configuration: MountConfiguration, cache: Path) -> Origin:
+    """Make the cache's directories and return where this repository's catalog comes from and goes to.
+
+    Raises: CacheError.
+    """
+    trust = Path(configuration.trust)
+    try:
+        directory = repository_directory(cache, trust)
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(f"{error.filename}: {error.strerror}; name a directory by --cache") from None
+    return Origin(configuration.repository.rstrip("/"), directory, trust)
+
+
+async def _serve(configuration: MountConfiguration, place: _Place, ready: Callable[[], None]) -> None:
+    """Run every part of the daemon in one nursery."""
+    settings = configuration.mount
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_on_signal, nursery.cancel_scope)
+        node = Node(_with_free_port(configuration.node), place.cache)
+        await nursery.start(node.run)
+        currency = Currency(place.origin, settings)
+        catalog = await currency.first()
+        view = node.view(_sources(configuration, catalog))
+        tree = Tree(view, place.ledger, settings.owner, manifest_blocks_max=settings.manifest_blocks_max)
+        filesystem = Filesystem(tree, view, settings)
+        filesystem.swap(catalog)
+
+        async def serve_fuse(task_status: trio.TaskStatus[Session] = trio.TASK_STATUS_IGNORED) -> None:
+            await pyfuse3_adapter.serve(filesystem, place.mountpoint, settings, task_status=task_status)
+            log.info("%s: unmounted", place.mountpoint)
+            nursery.cancel_scope.cancel()
+
+        async def show(newer: Catalog) -> None:
+            changes = filesystem.swap(newer)
+            view.use(_sources(configuration, newer))
+            await session.forget(changes)
+
+        session: Session = await nursery.start(serve_fuse)
+        answers = Answers(
+            _identity(configuration, place),
+            node=node,
+            view=view,
+            filesystem=filesystem,
+            currency=currency,
+            show=show,
+        )
+        nursery.start_soon(control.serve, place.listener, answers.words())
+        nursery.start_soon(currency.keep, show)
+        log.info("%s: serving %s, catalog version %d", place.mountpoint, catalog.name, catalog.version)
+        ready()
+
+
+def _identity(configuration: MountConfiguration, place: _Place) -> dict[str, object]:
+    """Return what `stats` says of this daemon that never changes."""
+    return {
+        "url": place.origin.url,
+        "mountpoint": str(place.mountpoint),
+        "cache": str(place.cache),
+        "pid": os.getpid(),
+        "torrentfs": __version__,
+    }
+
+
+def _sources(configuration: MountConfiguration, catalog: Catalog) -> Sources:
+    """Return whom a view may ask: the configuration's mirrors and peers, and the catalog's seeders."""
+    mirrors = (configuration.repository, *configuration.mirrors)
+    peers = dict.fromkeys((*configuration.peers, *catalog.seeders))
+    return Sources(tuple(url.rstrip("/") for url in mirrors), tuple(map(parse_address, peers)))
+
+
+def _with_free_port(settings: NodeSettings) -> NodeSettings:
+    """Return *settings* with any free port if the default one, which nobody asked for, is taken.
+
+    Two mounts of one machine, or a mount beside a seeder, just work then.
+    """
+    if settings.swarm.listen != SwarmSettings().listen:
+        return settings
+    host, port = parse_address(settings.swarm.listen)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except OSError as error:
+            log.info("port %d is taken (%s): peers reach this node at another", port, error.strerror)
+            port = 0
+    swarm = msgspec.structs.replace(settings.swarm, listen=format_address(host, port))
+    return msgspec.structs.replace(settings, swarm=swarm)
+
+
+async def _end_on_signal(scope: trio.CancelScope) -> None:
+    """Cancel *scope* at the first SIGTERM or SIGINT."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("ending on %s", signal.Signals(number).name)
+            scope.cancel()
