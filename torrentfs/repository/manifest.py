@@ -55,7 +55,7 @@ class Block:
 
     first: int
     raw: bytes
-    bounds: array[int]
+    bounds: "array[int]"
     names: list[bytes]
 
     def entry(self, number: int) -> Entry:
@@ -116,10 +116,10 @@ class _Layout:
     pack_lengths: tuple[int, ...]
     piece_lengths: tuple[int, ...]
     entry_count: int
-    firsts: array[int]
-    offsets: array[int]
-    stored: array[int]
-    raw: array[int]
+    firsts: "array[int]"
+    offsets: "array[int]"
+    stored: "array[int]"
+    raw: "array[int]"
 
 
 class Manifest:
