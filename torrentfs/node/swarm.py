@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 LISTEN_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 1.5
 ANSWER_DEADLINE_S = 5.0
+RECOVER_PAUSE_S = 1.0
+"""How long a torrent whose file could not be written rests before it is tried again."""
 SETTLE_PAUSE_S = (0.002, 0.1)
 """The first and the longest pause between two looks whether dialled sockets are connected."""
 
@@ -60,7 +62,6 @@ class Swarm:
         self._awaiting: dict[tuple[str, int], set[InfoHash]] = {}
         self._here: list[tuple[InfoHash, PieceIndex]] = []
         self._counters: Answers[SwarmCounters] = Answers()
-        self._peers: Answers[tuple[InfoHash, list[Address]]] = Answers()
         self._bell = Wakeup()
         self._dialled = trio.Event()
         self._dispatch: dict[type, Callable[[Any], None]] = {
@@ -70,7 +71,6 @@ class Swarm:
             lt.listen_succeeded_alert: self._on_listen_succeeded,
             lt.listen_failed_alert: self._on_listen_failed,
             lt.session_stats_alert: self._on_session_stats,
-            lt.peer_info_alert: self._on_peer_info,
             lt.file_error_alert: self._on_file_error,
             lt.torrent_error_alert: self._on_file_error,
             lt.alerts_dropped_alert: self._on_alerts_dropped,
@@ -128,7 +128,7 @@ class Swarm:
     def want(self, info_hash: InfoHash, pieces: Sequence[PieceIndex], *, urgent: bool) -> None:
         """Ask peers for *pieces*: at once when *urgent*, else behind those, in the order of the file."""
         torrent = self._torrents[info_hash]
-        torrent.recover()
+        self._recover(torrent)
         torrent.want(pieces, URGENT if urgent else AHEAD)
         if urgent and not torrent.connected and not torrent.dialled:
             torrent.dial([*torrent.peers])
@@ -149,7 +149,7 @@ class Swarm:
             self._here.append((info_hash, piece))
             self._bell.ring()
             return
-        torrent.recover()
+        self._recover(torrent)
         torrent.injected[piece] = data
         torrent.handle.add_piece(piece, data, 0)
 
@@ -161,10 +161,8 @@ class Swarm:
         torrent = self._torrents[info_hash]
         for piece in pieces:
             torrent.have[piece] = False
-        self._session.remove_torrent(torrent.handle)
         torrent.seed = False
-        torrent.start(self._session)
-        self._events.peers_changed(info_hash, 0)
+        self._restart(torrent)
 
     # What stats ask for.
 
@@ -178,13 +176,22 @@ class Swarm:
         self._session.post_session_stats()
         return await self._counters.get(ANSWER_DEADLINE_S)
 
-    async def peers(self, info_hash: InfoHash) -> list[Address]:
-        """Return the far ends of a torrent's connections. Raises: DeadlineError."""
-        self._torrents[info_hash].handle.post_peer_info()
-        answer = await self._peers.get(ANSWER_DEADLINE_S, lambda answer: answer[0] == info_hash)
-        return answer[1]
+    def peers(self, info_hash: InfoHash) -> list[Address]:
+        """Return the far ends of a torrent's connections, as of the last alerts."""
+        torrent = self._torrents.get(info_hash)
+        return sorted(torrent.connected) if torrent else []
 
     # Torrents and peers.
+
+    def _restart(self, torrent: Torrent) -> None:
+        self._session.remove_torrent(torrent.handle)
+        torrent.start(self._session)
+        self._events.peers_changed(torrent.metainfo.info_hash, 0)
+
+    def _recover(self, torrent: Torrent) -> None:
+        """Start anew after an error of the disk: libtorrent would rest for 10 minutes, or for ever."""
+        if torrent.failed_at is not None and time.monotonic() - torrent.failed_at >= RECOVER_PAUSE_S:
+            self._restart(torrent)
 
     def _known_numbers(self, info_hash: InfoHash, peers: Iterable[tuple[str, int]]) -> list[Address]:
         """Return those of *peers* whose addresses are known; the others are dialled when they are."""
@@ -225,9 +232,9 @@ class Swarm:
             arrived.setdefault(info_hash, []).append(piece)
         for alert in self._session.pop_alerts():
             if type(alert) is lt.piece_finished_alert:
-                if torrent := self._torrent_of(alert):
-                    piece = PieceIndex(alert.piece_index)
-                    torrent.finished(piece)
+                torrent, piece = self._torrent_of(alert), PieceIndex(alert.piece_index)
+                # libtorrent also reports every piece that we claimed when the torrent was added.
+                if torrent is not None and torrent.finished(piece):
                     arrived.setdefault(torrent.metainfo.info_hash, []).append(piece)
             elif handle := self._dispatch.get(type(alert)):
                 handle(alert)
@@ -324,10 +331,6 @@ class Swarm:
     def _on_session_stats(self, alert: Any) -> None:
         peers = {info_hash: len(torrent.connected) for info_hash, torrent in self._torrents.items()}
         self._counters.give(read_counters(alert.values, peers))
-
-    def _on_peer_info(self, alert: Any) -> None:
-        if torrent := self._torrent_of(alert):
-            self._peers.give((torrent.metainfo.info_hash, [_address(peer.ip) for peer in alert.peer_info]))
 
     async def _close(self) -> None:
         """End the session. Bounded: its destructor joins threads that may be at a slow disk."""

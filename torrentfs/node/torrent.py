@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import libtorrent as lt
-
 from torrentfs.node.session import torrent_parameters
 from torrentfs.node.sockets import Address
 from torrentfs.repository.metainfo import Metainfo, PieceIndex
@@ -17,8 +15,6 @@ log = logging.getLogger(__name__)
 
 REDIAL_PAUSE_S = 0.5
 """How often a torrent without peers may be made to dial at once; libtorrent itself does so once a second."""
-RECOVER_PAUSE_S = 1.0
-"""How long a torrent whose file could not be written rests before it is tried again."""
 
 URGENT, AHEAD, UNWANTED = 7, 4, 0
 """Piece priorities."""
@@ -82,11 +78,12 @@ class Torrent:
                 self.handle.reset_piece_deadline(piece)
         self.handle.prioritize_pieces([(piece, UNWANTED) for piece in pieces])
 
-    def finished(self, piece: PieceIndex) -> None:
-        """Take note of a piece that is here."""
+    def finished(self, piece: PieceIndex) -> bool:
+        """Take note of a piece that is here; return whether that is news."""
+        asked = [held.pop(piece, None) for held in (self.wanted, self.injected)]
+        news = any(asked) or not self.have[piece]
         self.have[piece] = True
-        self.wanted.pop(piece, None)
-        self.injected.pop(piece, None)
+        return news
 
     def dial(self, peers: Sequence[Address]) -> None:
         """Connect to *peers*, at once if there is no connection that this would break."""
@@ -98,14 +95,6 @@ class Torrent:
             self.dialled_at = now
             # Activation dials at once, else the next tick does: 3 ms instead of up to 1 s.
             self.handle.pause()
-            self.handle.resume()
-
-    def recover(self) -> None:
-        """Let libtorrent try again after an error of the disk: by itself it would rest for 10 minutes."""
-        if self.failed_at is not None and time.monotonic() - self.failed_at >= RECOVER_PAUSE_S:
-            self.failed_at = None
-            self.handle.clear_error()
-            self.handle.unset_flags(lt.torrent_flags.upload_mode)
             self.handle.resume()
 
 
