@@ -1,13 +1,12 @@
 import msgspec
 import pytest
+from catalogs import catalog, revision
 from hypothesis import given
 from hypothesis import strategies as st
 
 from torrentfs.errors import FormatError, UsageError, VersionError
 from torrentfs.repository.catalog import (
-    Catalog,
     Ordinal,
-    Revision,
     check,
     check_path,
     decode,
@@ -15,29 +14,6 @@ from torrentfs.repository.catalog import (
     ordinal,
 )
 from torrentfs.repository.metainfo import InfoHash, Kind, TorrentRef
-
-
-def revision(number: int = 1, counter: int = 1, **changes: object) -> Revision:
-    plain = Revision(
-        number=number,
-        ordinal=ordinal(0, counter),
-        manifest=InfoHash(bytes(31) + b"\1"),
-        length=100,
-        mode=0o40755,
-        mtime_ns=-1,
-        size=5,
-        entries=2,
-        nlink=3,
-        published=1_800_000_000,
-    )
-    return msgspec.structs.replace(plain, **changes)
-
-
-def catalog(*paths: str) -> Catalog:
-    made = Catalog(name="alice", version=7, expires=9, seeders=("127.0.0.1:6881",))
-    for path in paths:
-        made = made.with_revision(path, revision(made.next_number(path), made.next_ordinal()))
-    return made
 
 
 def test_ordinal_joins_namespace_and_counter_in_38_bits() -> None:

@@ -1,7 +1,7 @@
 """This module asks for a repository's newest catalog, and knows the last one that was verified.
 
-Fetching and verifying is the work of a short-lived child process, `torrentfs.repository.update`, so that neither
-the memory of a TUF library nor a mirror's tricks come into the daemon. When to ask is the caller's.
+Fetching and verifying is the work of a short-lived child process, `torrentfs.repository.update`: neither the
+memory of a TUF library nor a mirror's tricks come into the daemon. When to ask is the caller's.
 """
 
 import logging
@@ -103,7 +103,7 @@ def last_known(directory: Path) -> Catalog | None:
 
 
 async def unchanged(url: str, directory: Path) -> bool:
-    """Tell by one small request whether *url* still offers what `last_known` is: `refresh` can then be spared.
+    """Tell by one small request whether *url* still offers what `last_known` is; `refresh` is spared then.
 
     An expired timestamp is never unchanged: `refresh` is to say that the repository or its mirror sleeps.
 

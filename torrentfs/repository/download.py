@@ -1,4 +1,4 @@
-"""This module fetches files for the TUF client, from http(s):// and file:// URLs. Their length is bounded there.
+"""This module fetches files for the TUF client from http(s):// and file:// URLs; that bounds their length.
 
 It follows no redirects, takes no proxy from the environment, and waits for no server for long.
 """
