@@ -167,7 +167,19 @@ def changes(old: Upper, new: Upper) -> Changes:
         if names or _shown(before) != _shown(after):
             # The parent too: forgetting a name that has no dentry leaves a cached listing as it was.
             inodes.append(inode)
+    entries.extend(_changed_reserved(old, new))
     return Changes(tuple(sorted(entries)), tuple(sorted(inodes)))
+
+
+def _changed_reserved(old: Upper, new: Upper) -> Iterator[tuple[Inode, bytes]]:
+    """Yield the names under `.revisions` that are there now and were not, or the other way round."""
+    paths = {path for upper in (old, new) for path in upper.reserved.values()}
+    changed = [path for path in paths if (of_path(path) in old.reserved) != (of_path(path) in new.reserved)]
+    for ordinal in old.paths.keys() ^ new.paths.keys():
+        path, revision = old.paths.get(ordinal) or new.paths[ordinal]
+        changed.append(f"{RESERVED}/{path}@{revision.number}")
+    for path in changed:
+        yield of_path(posixpath.dirname(path)), posixpath.basename(path).encode()
 
 
 def _shown(child: Child | None) -> tuple[Attributes, bytes] | None:

@@ -1,0 +1,60 @@
+"""This module sets what the kernel lets only root set of a FUSE mount, and finds which mount is ours.
+
+Nothing here looks at the mount itself: a process that does so to its own mount waits for itself.
+"""
+
+import os
+from pathlib import Path
+
+from torrentfs.errors import MountError
+
+MOUNTINFO = Path("/proc/self/mountinfo")
+CONNECTIONS = Path("/sys/fs/fuse/connections")
+BACKING_DEVICES = Path("/sys/class/bdi")
+
+
+def device_of(mountpoint: Path) -> str:
+    """Return the ``major:minor`` of what is mounted on top at *mountpoint* (proc(5), mountinfo).
+
+    Raises:
+        MountError: nothing is.
+    """
+    wanted = _escape(os.fsencode(os.path.realpath(mountpoint.parent) / Path(mountpoint.name)))
+    found = ""
+    for line in MOUNTINFO.read_bytes().splitlines():
+        fields = line.split(b" ")
+        if fields[4] == wanted:
+            found = fields[2].decode()
+    if not found:
+        raise MountError(f"nothing is mounted at {mountpoint}")
+    return found
+
+
+def tune(device: str, *, background_max: int, read_ahead_kib: int) -> None:
+    """Let more requests be in the background than 12, and read ahead *read_ahead_kib*.
+
+    With 12, some 20 readers that wait hold up the first read of any other file.
+
+    Raises:
+        OSError: it is root's to set.
+    """
+    connection = CONNECTIONS / device.rpartition(":")[2]
+    (connection / "max_background").write_text(str(background_max))
+    # Above this the kernel takes the backing device for congested and drops readahead.
+    (connection / "congestion_threshold").write_text(str(max(background_max * 3 // 4, 1)))
+    (BACKING_DEVICES / device / "read_ahead_kb").write_text(str(read_ahead_kib))
+
+
+def abort(device: str) -> None:
+    """Cut the connection of a mount: all that waits on it gets an error at once.
+
+    Raises:
+        OSError: it is gone, or not ours to cut.
+    """
+    (CONNECTIONS / device.rpartition(":")[2] / "abort").write_text("1")
+
+
+def _escape(path: bytes) -> bytes:
+    for special in (b"\\", b" ", b"\t", b"\n"):
+        path = path.replace(special, b"\\%03o" % special[0])
+    return path
