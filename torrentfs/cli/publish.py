@@ -1,5 +1,6 @@
 """This module is `torrentfs publish`: a source in, a revision out, with progress on a terminal."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,7 @@ def _line(published: "Published") -> str:
 @contextmanager
 def _progress() -> Iterator[Callable[["Progress"], None] | None]:
     """Show a bar while publishing, on a terminal only."""
-    if not click.get_text_stream("stderr").isatty():
+    if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console  # noqa: PLC0415

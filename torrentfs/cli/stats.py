@@ -1,5 +1,6 @@
 """This module is `torrentfs stats`: what a node's mounts hold, fetch and serve."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def command(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
             print_json(records[0] if mountpoint else records, lines=watch)
         else:
             text = "\n\n".join(_text(record) for record in records) or "nothing is mounted"
-            click.echo(f"{CLEAR}{text}" if watch and click.get_text_stream("stdout").isatty() else text)
+            click.echo(f"{CLEAR}{text}" if watch and sys.stdout.isatty() else text)
         if not watch:
             return
         try:

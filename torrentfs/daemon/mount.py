@@ -130,7 +130,7 @@ async def _serve(configuration: MountConfiguration, place: _Place, ready: Callab
 
         session: Session = await nursery.start(serve_fuse)
         answers = Answers(
-            _identity(configuration, place),
+            _identity(place, node),
             node=node,
             view=view,
             filesystem=filesystem,
@@ -143,10 +143,11 @@ async def _serve(configuration: MountConfiguration, place: _Place, ready: Callab
         ready()
 
 
-def _identity(configuration: MountConfiguration, place: _Place) -> dict[str, object]:
+def _identity(place: _Place, node: Node) -> dict[str, object]:
     """Return what `stats` says of this daemon that never changes."""
     return {
         "url": place.origin.url,
+        "listen": format_address(*node.listen),
         "mountpoint": str(place.mountpoint),
         "cache": str(place.cache),
         "pid": os.getpid(),

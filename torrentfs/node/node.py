@@ -83,6 +83,11 @@ class Node:
         finally:
             self._store.close()
 
+    @property
+    def listen(self) -> tuple[str, int]:
+        """Where peers reach this node, with the real port, once it runs."""
+        return self._fetcher.swarm.listen
+
     def view(self, sources: Sources) -> View:
         """Return the door for a mount whose bytes come from *sources*.
 

@@ -41,6 +41,10 @@ class Counters(Protocol):
 class Swarm(Protocol):
     """What the fetcher needs of a swarm; nothing but `run` and `counters` waits."""
 
+    @property
+    def listen(self) -> tuple[str, int]:
+        """Where peers reach us, with the real port, once it runs."""
+
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve until cancelled."""
 
