@@ -1,0 +1,210 @@
+"""This module is the benchmark's command line: prepare, run the tasks on each place, print the table."""
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from contrib import python_tree
+from contrib.bench import material, report
+from contrib.bench.link import Distance, Link, link, round_trip_ms
+from contrib.bench.places import Disk, Mount, Place, State, mounted
+from contrib.bench.report import Figure, Results
+from contrib.bench.tasks import TAR, TASKS, Corner, Task, check_freshness, sample_names
+from contrib.grid import GridError, Node, Repository, ended_by_signals, ending, origin
+
+MIB = 1024 * 1024
+TREE_PATH = "bench/python"
+FILE_PATH = "bench/large"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line asks for."""
+
+    runs: int
+    tasks: Sequence[Task]
+    command: Sequence[str]
+    mount_options: Sequence[str]
+    distance: Distance
+
+
+def default_directory() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torrentfs-bench"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--runs", default=1, help="How often everything is measured; medians are shown.")
+@click.option("--file-mib", default=1024, help="Length of the large file.")
+@click.option("--only", multiple=True, metavar="WORD", help="Just the tasks with this word in their name.")
+@click.option(
+    "--directory", type=click.Path(path_type=Path), help="Keeps the built material.  [default: user's cache]"
+)
+@click.option(
+    "--scratch", type=click.Path(path_type=Path), help="For repository and caches.  [default: beside it]"
+)
+@click.option("--round-trip-ms", default=0.0, help="Round-trip time between node and origin.")
+@click.option(
+    "--bandwidth", default=0.0, metavar="MB/S", help="Bandwidth between them, each way; 0: unbounded."
+)
+@click.option("--torrentfs", "command", help="Another torrentfs command than this environment's.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting for the mount.")
+@click.option("--only-ext4", is_flag=True, help="Leave the mount out.")
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Write everything to this file too.")
+def main(
+    runs: int,
+    file_mib: int,
+    only: tuple[str, ...],
+    directory: Path | None,
+    scratch: Path | None,
+    round_trip_ms: float,
+    bandwidth: float,
+    command: str | None,
+    settings: tuple[str, ...],
+    only_ext4: bool,
+    target: Path | None,
+) -> None:
+    """Measure a mount beside ext4: cold, warm and hot.
+
+    A Python installation of some 20,000 files, numpy and scipy in it, and a large file, half zeros, half
+    random, are published; an origin and a node run as processes; jobs are timed on the mount and on the
+    same files on disk. Needs root: it mounts, and drops the kernel's caches before each measurement that is
+    not hot.
+    """
+    if os.geteuid() != 0:
+        raise click.ClickException("needs root: it mounts, and drops the kernel's caches")
+    keep = directory or default_directory()
+    options = Options(
+        runs=runs,
+        tasks=[task for task in TASKS if not only or any(word in task.name for word in only)],
+        command=[command or str(Path(sys.executable).with_name("torrentfs"))],
+        mount_options=[word for setting in settings for word in ("--set", setting)],
+        distance=Distance(round_trip_ms / 1e3, bandwidth * 1e6),
+    )
+    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
+    with ended_by_signals(), ExitStack() as stack:
+        console.print(f"material in {keep}; building what is missing")
+        tree, file = material.tree(keep), material.large_file(keep, file_mib * MIB)
+        (scratch or keep).mkdir(parents=True, exist_ok=True)
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch or keep, prefix="run-")))
+        corner = Corner(tree, file, place / "names")
+        sample_names(tree.prefix, corner.names)
+        results = Results()
+        describe(results, options, corner)
+        places: list[Place] = [Disk(corner)]
+        try:
+            if not only_ext4:
+                places.append(stack.enter_context(published(options, place, corner, results, console)))
+            measure(options, places, results, console)
+        except (GridError, RuntimeError) as error:
+            raise click.ClickException(str(error)) from error
+    console.print(report.table(results))
+    if results.extras:
+        console.print(report.extras(results))
+    if target:
+        target.write_text(json.dumps(report.as_json(results), indent=1) + "\n")
+
+
+def describe(results: Results, options: Options, corner: Corner) -> None:
+    files, length = python_tree.count(corner.tree.prefix)
+    results.about |= {
+        "runs": options.runs,
+        "tree": {"files": files, "bytes": length},
+        "file_bytes": corner.file.stat().st_size,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "processors": os.cpu_count(),
+        "settings": list(options.mount_options),
+        "round_trip_ms": options.distance.round_trip_s * 1e3,
+        "bandwidth_mb_s": options.distance.rate_bytes / 1e6,
+    }
+
+
+@contextmanager
+def published(
+    options: Options, place: Path, corner: Corner, results: Results, console: Console
+) -> Iterator[Mount]:
+    """Publish the material, start an origin, and give the mount of a node that is not mounted yet."""
+    repository = Repository(place / "repository", options.command)
+    repository.create("bench")
+    about_tree = results.about["tree"]
+    seconds = repository.publish(corner.tree.prefix, TREE_PATH)
+    results.extras["publish the tree, MB/s of input"].append(about_tree["bytes"] / seconds / 1e6)
+    console.print(
+        f"published {about_tree['files']} files, {about_tree['bytes'] / 1e6:.0f} MB in {seconds:.1f} s"
+    )
+    seconds = repository.publish(corner.file, FILE_PATH)
+    results.extras["publish the large file, MB/s of input"].append(
+        results.about["file_bytes"] / seconds / 1e6
+    )
+    with ExitStack() as stack:
+        joined = stack.enter_context(far_side(options, place, console))
+        host, inside = (joined.far, joined.inside) if joined else ("127.0.0.1", ())
+        seeder = stack.enter_context(origin(repository, place / "origin.log", host=host, prefix=inside))
+        node = Node(
+            place / "node",
+            seeder.url,
+            repository.trust,
+            listen="0.0.0.0:0",
+            options=["--peer", seeder.peer, *options.mount_options],
+            command=options.command,
+        )
+        stack.enter_context(ending(node))
+        yield Mount(node, mounted(corner, node, TREE_PATH, FILE_PATH))
+
+
+@contextmanager
+def far_side(options: Options, place: Path, console: Console) -> Iterator[Link | None]:
+    """Give the link to the origin's side, if there is to be any distance."""
+    if not options.distance:
+        yield None
+        return
+    with link(options.distance, place / "relay.log") as joined:
+        measured = round_trip_ms(joined)
+        console.print(
+            f"origin behind {joined.means}; a TCP handshake takes {measured or float('nan'):.2f} ms"
+        )
+        yield joined
+
+
+def measure(options: Options, places: Sequence[Place], results: Results, console: Console) -> None:
+    """Run every task in every state, place beside place, so that a drift of the machine hits both."""
+    for run in range(options.runs):
+        for task in options.tasks:
+            for place in places:
+                console.print(f"run {run + 1} of {options.runs}: {task.name} on {place.name}")
+                for state in place.states:
+                    measure_once(task, place, state, results)
+        if any("start" in task.name for task in options.tasks):
+            for place in places:
+                check_freshness(place.corner)
+
+
+def measure_once(task: Task, place: Place, state: State, results: Results) -> None:
+    place.prepare(state)
+    before = place.usage()
+    figures = task.run(place.corner)
+    after = place.usage()
+    for name, unit in task.figures.items():
+        results.add(Figure(task.name, name, unit), place.name, state, figures[name])
+    if not before or not after:
+        return
+    if isinstance(place, Mount) and state is State.WARM:
+        results.extras["mount of a full cache, s"].append(place.mount_s)
+    if state is State.COLD:
+        results.extras["resident idle, MB"].append(before.resident_bytes / 1e6)
+    if task is TAR:
+        results.extras[f"resident after the {state.value} tar, MB"].append(after.resident_bytes / 1e6)
+        results.extras[f"CPU of the {state.value} tar, s"].append(after.cpu_s - before.cpu_s)
+
+
+if __name__ == "__main__":
+    main(prog_name="contrib.bench")

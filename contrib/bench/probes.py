@@ -1,0 +1,109 @@
+"""This module is the job that measures from inside: run as `python -S probes.py NAME PATH…`, prints JSON.
+
+It is a file of its own without imports from the project, so that the process is as light as a job can be.
+Times are taken around the system call by time.perf_counter_ns; Python's own share is about 0.3 µs of each.
+"""
+
+import json
+import os
+import random
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+BLOCK_LENGTH = 4096
+READ_LENGTH = 1024 * 1024
+RANDOM_READS = 300
+SEED = 20240229
+
+
+def sequential(path: str) -> dict[str, float]:
+    """Read the whole file; MB/s."""
+    buffer = bytearray(READ_LENGTH)
+    total = 0
+    file = os.open(path, os.O_RDONLY)
+    start = perf_counter_ns()
+    while count := os.readv(file, [buffer]):
+        total += count
+    elapsed_ns = perf_counter_ns() - start
+    os.close(file)
+    return {"MB/s": total / elapsed_ns * 1e3}
+
+
+def first_block(path: str) -> dict[str, float]:
+    """Open the file and read its first 4 KiB; ms."""
+    start = perf_counter_ns()
+    file = os.open(path, os.O_RDONLY)
+    os.pread(file, BLOCK_LENGTH, 0)
+    elapsed_ns = perf_counter_ns() - start
+    os.close(file)
+    return {"ms": elapsed_ns / 1e6}
+
+
+def random_blocks(path: str) -> dict[str, float]:
+    """Read blocks at random places of the second half, which does not compress; ms.
+
+    The half of zeros packs into a handful of pieces: reads there would only look good.
+    """
+    file = os.open(path, os.O_RDONLY)
+    blocks = os.fstat(file).st_size // BLOCK_LENGTH
+    places = random.Random(SEED).sample(range(blocks // 2, blocks), min(RANDOM_READS, blocks // 2))
+    times_ns = timed(lambda place: os.pread(file, BLOCK_LENGTH, place * BLOCK_LENGTH), places)
+    os.close(file)
+    return percentiles(times_ns, 1e6)
+
+
+def lstat_new(root: str, names: str) -> dict[str, float]:
+    """Look at names that were not looked at before, in directories that were; µs."""
+    paths = prepared(root, names)
+    return percentiles(timed(os.lstat, paths), 1e3)
+
+
+def lstat_absent(root: str, names: str) -> dict[str, float]:
+    """Look for names that do not exist, each for the first time; µs."""
+    paths = [f"{path}.absent" for path in prepared(root, names)]
+    return percentiles(timed(missing, paths), 1e3)
+
+
+def prepared(root: str, names: str) -> list[str]:
+    """Return the paths in the list *names* below *root*, after a look at each one's directory."""
+    paths = [Path(root, name) for name in Path(names).read_text().splitlines()]
+    for directory in sorted({path.parent for path in paths}):
+        os.lstat(directory)
+    return [str(path) for path in paths]
+
+
+def missing(path: str) -> None:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return
+    raise SystemExit(f"{path} should not exist")
+
+
+def timed(call: Callable[[Any], object], arguments: Sequence[Any]) -> list[int]:
+    """Return the nanoseconds that each call took."""
+    times_ns = []
+    for argument in arguments:
+        start = perf_counter_ns()
+        call(argument)
+        times_ns.append(perf_counter_ns() - start)
+    return times_ns
+
+
+def percentiles(times_ns: list[int], divisor: float) -> dict[str, float]:
+    times_ns.sort()
+    return {
+        "p50": times_ns[len(times_ns) // 2] / divisor,
+        "p99": times_ns[len(times_ns) * 99 // 100] / divisor,
+    }
+
+
+PROBES: dict[str, Callable[..., dict[str, float]]] = {
+    probe.__name__: probe for probe in (sequential, first_block, random_blocks, lstat_new, lstat_absent)
+}
+
+if __name__ == "__main__":
+    print(json.dumps(PROBES[sys.argv[1]](*sys.argv[2:])))
