@@ -1,8 +1,8 @@
 """This module is the filesystem that any FUSE session serves: inodes, offsets and lengths, no open files.
 
 Every operation is an attempt that answers at once or raises. A `TreeError` is an answer too. `NotCached` says
-that bytes are needed first: `Filesystem.later` waits for them and attempts again. What a job sees of an error is
-up to `Filesystem.fault`.
+that bytes are needed first: `Filesystem.later` waits for them and attempts again. What a job sees of an error
+is up to `Filesystem.fault`.
 """
 
 import logging
