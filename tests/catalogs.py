@@ -50,6 +50,7 @@ class Handler(SimpleHTTPRequestHandler):
     """Serves a directory, but answers some paths as the test says."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     answers: dict[str, Callable[["Handler"], None]]
 
     def __init__(

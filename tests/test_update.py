@@ -1,3 +1,4 @@
+import fcntl
 import gzip
 import hashlib
 import itertools
@@ -207,20 +208,14 @@ def hostile(repository: Repository) -> Iterator[tuple[type[TorrentfsError], dict
     yield FetchError, {shard_url: send(b"", 403)}
 
 
-def test_whatever_a_mirror_sends_instead_is_one_clear_error(repository: Repository, tmp_path: Path) -> None:
-    for number, (kind, answers) in enumerate(hostile(repository)):
-        with mirror(repository.public, answers) as url:
-            refused(kind, url, tmp_path / f"node{number}", repository.public / "root.json")
-            assert not (tmp_path / f"node{number}" / "catalog").exists()
-
-
-def test_mirror_that_was_hostile_or_away_is_believed_again_when_it_is_right(
+def test_whatever_a_mirror_sends_instead_is_one_clear_error_until_it_is_right_again(
     repository: Repository, node: Path
 ) -> None:
     for kind, answers in hostile(repository):
         with mirror(repository.public, answers) as url:
             refused(kind, url, node, repository.public / "root.json")
     refused(FetchError, "http://127.0.0.1:1", node, repository.public / "root.json", "refused")
+    assert not (node / "catalog").exists()
 
     assert from_disk(repository, node)
     assert known(node) == repository.catalog()
@@ -330,6 +325,16 @@ def test_node_whose_files_are_damaged_or_half_written_mends_them(repository: Rep
         "timestamp.json",
     }
     assert not list((node / "metadata").glob("tmp*"))
+
+
+def test_two_updates_at_once_are_not_made(repository: Repository, node: Path) -> None:
+    from_disk(repository, node)
+    with (node / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        refused(
+            CacheError, repository.public.as_uri(), node, repository.public / "root.json", "another update"
+        )
 
 
 def test_directory_that_cannot_be_used_is_a_cache_error(repository: Repository, tmp_path: Path) -> None:

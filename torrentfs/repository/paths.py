@@ -1,6 +1,6 @@
 """This module decides where in a tree a package may live. Whose path it is, is the catalog's concern."""
 
-import unicodedata
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -11,6 +11,9 @@ COMPONENT_LENGTH_MAX: Final = 255
 PATH_DEPTH_MAX: Final = 16
 RESERVED: Final = ".revisions"
 """The first component under which every revision can be reached by its own name; no path lies there."""
+
+_CONTROL: Final = re.compile("[\0-\x1f\x7f-\x9f]")
+"""All of Unicode's category Cc."""
 
 
 def check_path(path: str) -> str:
@@ -31,7 +34,7 @@ def check_path(path: str) -> str:
         )
     if any(len(_utf8(component)) > COMPONENT_LENGTH_MAX for component in components):
         raise UsageError(f"path {shown}: a name in it is longer than {COMPONENT_LENGTH_MAX} bytes")
-    if any(unicodedata.category(character) == "Cc" for character in path):
+    if _CONTROL.search(path):
         raise UsageError(f"path {shown}: control characters cannot be part of it")
     if components[0] == RESERVED:
         raise UsageError(f"path {shown}: {RESERVED} is where revisions are reached by their own names")

@@ -197,12 +197,14 @@ def _remove_litter(places: _Places) -> None:
 
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
+    """Keep other updates out: TUF's client must be the only one in its directory."""
     descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CacheError(f"{directory}: another update is running") from error
         yield
-    except BlockingIOError as error:
-        raise CacheError(f"{directory}: another update is running") from error
     finally:
         os.close(descriptor)
 
@@ -241,7 +243,7 @@ def _end_by(deadline_s: float) -> None:
         os._exit(1)
 
     signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, deadline_s)
+    signal.setitimer(signal.ITIMER_REAL, max(deadline_s, 0.001))  # 0 would be never
 
 
 def main(arguments: list[str] | None = None) -> int:
