@@ -1,7 +1,7 @@
-"""This module is `make demo`: a real Python job that runs from two mounts of one published Python, and what it cost.
+"""This module is `make demo`: a real Python job, run from two mounts of one published Python.
 
-It publishes the Python that runs it, starts an origin and two nodes, each with its own cache and mount, below a
-temporary directory, and leaves nothing behind: not on an error, not on Ctrl-C, not on SIGTERM.
+It publishes the Python that runs it, starts an origin and two nodes, each with its own cache and mount, below
+a temporary directory, and leaves nothing behind: not on an error, not on Ctrl-C, not on SIGTERM.
 """
 
 import json
@@ -37,10 +37,10 @@ from contrib.python_tree import PythonTree
 JOB_TIMEOUT_S = 120.0
 NAME = "demo"
 
-# Counts the words of its own library's documentation, in SQLite, in four threads of asyncio's: the modules, shared
-# libraries and data that it touches are a start like that of many a job.
+# Counts the words of the modules that it imported, in threads, and adds them up in SQLite: modules, shared
+# libraries and data files are touched as in the start of many a job.
 JOB = """
-import asyncio, collections, inspect, json, pathlib, pkgutil, sqlite3, ssl, sys, unittest, xml.dom.minidom
+import asyncio, collections, json, pathlib, sqlite3, ssl, sys, unittest, xml.dom.minidom
 
 def words(name):
     source = pathlib.Path(json.__file__).parent.parent.joinpath(name + ".py")
@@ -55,13 +55,13 @@ database.execute("create table word (word text, count integer)")
 for counted in asyncio.run(count(names)):
     database.executemany("insert into word values (?, ?)", counted.items())
 total, = database.execute("select sum(count) from word").fetchone()
-print(json.dumps({"prefix": sys.prefix, "modules": len(sys.modules), "words": total, "ssl": ssl.OPENSSL_VERSION}))
+print(json.dumps({"prefix": sys.prefix, "modules": len(sys.modules), "words": total}))
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run of the job on a node: how long it took, and what the node fetched for it."""
+    """One run of the job: how long it took, and what the node fetched for it."""
 
     what: str
     seconds: float
@@ -180,7 +180,6 @@ def demonstrate(place: Path, say: Callable[[Any], None]) -> None:
         say(f"of node 2's bytes, node 1 gave {megabytes(given)}\n")
         for mounted in (first, second):
             say(run([*own_command(), "stats", str(mounted.mountpoint)]).rstrip() + "\n")
-    say("all ended and removed: mounts, daemons, caches")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -196,6 +195,7 @@ def main(directory: Path | None) -> None:
             tempfile.TemporaryDirectory(dir=directory, prefix="torrentfs-demo-") as place,
         ):
             demonstrate(Path(place), console.print)
+        console.print("all ended and removed: mounts, daemons, caches")
     except GridError as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
