@@ -233,24 +233,15 @@ class Fetcher:
         torrent.learn(opening.mirrors, opening.peers)
         torrent.grace_until = trio.current_time() + self._settings.connect_grace_s
         self.torrents[metainfo.info_hash] = torrent
-        self._give_to_swarm(torrent)
-
-    def _give_to_swarm(self, torrent: Torrent) -> None:
-        file = self._store.path(torrent.held.ref)
-        torrent.held.lost.clear()
-        self.swarm.add(torrent.metainfo, file, torrent.held.have(), tuple(torrent.peers))
+        held.lost.clear()
+        self.swarm.add(metainfo, self._store.path(held.ref), held.have(), tuple(torrent.peers))
 
     def _repair(self, torrent: Torrent) -> None:
-        """Tell the swarm that pieces are gone: it can only forget the whole torrent and learn it anew."""
-        self.swarm.remove(torrent.metainfo.info_hash)
-        torrent.connected = 0
-        torrent.injected.clear()
+        """Tell the swarm which pieces are gone. It forgets its connections over that: peers get their grace anew."""
+        lost, torrent.held.lost = torrent.held.lost, []
+        torrent.injected.difference_update(lost)
         torrent.grace_until = trio.current_time() + self._settings.connect_grace_s
-        self._give_to_swarm(torrent)
-        for urgent in (True, False):
-            pieces = [flight.piece for flight in torrent.flights.values() if flight.urgent is urgent]
-            if pieces:
-                self.swarm.want(torrent.metainfo.info_hash, pieces, urgent=urgent)
+        self.swarm.drop(torrent.metainfo.info_hash, lost)
 
     def _mirror(self, base: str) -> Mirror:
         mirror = self._mirrors.get(base)

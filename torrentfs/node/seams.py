@@ -1,6 +1,6 @@
 """This module says what the fetcher and the swarm expect of each other; neither imports the other."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -66,8 +66,8 @@ class Swarm(Protocol):
     def connect(self, info_hash: InfoHash, peers: Iterable[tuple[str, int]]) -> None:
         """Connect to more peers."""
 
-    def remove(self, info_hash: InfoHash) -> None:
-        """Leave a torrent."""
+    def drop(self, info_hash: InfoHash, pieces: Collection[PieceIndex]) -> None:
+        """Believe no longer that we have pieces; what is wanted stays wanted."""
 
     def want(self, info_hash: InfoHash, pieces: Sequence[PieceIndex], *, urgent: bool) -> None:
         """Ask peers for pieces."""

@@ -268,6 +268,8 @@ class Store:
         except FileNotFoundError:
             return b""
         except OSError as error:
+            if (file := self._files.pop(held.ref.info_hash, None)) is not None:
+                os.close(file)  # the next read opens it anew: an administrator may have mended something
             raise CacheError(f"cannot read {self.path(held.ref)}: {error.strerror}") from error
 
     def _file(self, ref: TorrentRef) -> int:
