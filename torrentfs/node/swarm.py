@@ -65,6 +65,7 @@ class Swarm:
         self._bell = Wakeup()
         self._dialled = trio.Event()
         self._dispatch: dict[type, Callable[[Any], None]] = {
+            lt.torrent_checked_alert: self._on_torrent_checked,
             lt.hash_failed_alert: self._on_hash_failed,
             lt.peer_connect_alert: self._on_peer_connect,
             lt.peer_disconnected_alert: self._on_peer_disconnected,
@@ -150,8 +151,7 @@ class Swarm:
             self._bell.ring()
             return
         self._recover(torrent)
-        torrent.injected[piece] = data
-        torrent.handle.add_piece(piece, data, 0)
+        torrent.inject(piece, data)
 
     def drop(self, info_hash: InfoHash, pieces: Collection[PieceIndex]) -> None:
         """Believe no longer that *pieces* are there; wants and injections stay, connections are made anew.
@@ -249,6 +249,10 @@ class Swarm:
             return None
         torrent = self._torrents.get(info_hash)
         return torrent if torrent is not None and torrent.handle == alert.handle else None
+
+    def _on_torrent_checked(self, alert: Any) -> None:
+        if torrent := self._torrent_of(alert):
+            torrent.open()
 
     def _on_hash_failed(self, alert: Any) -> None:
         if torrent := self._torrent_of(alert):

@@ -29,6 +29,8 @@ class Torrent:
     have: list[bool]
     seed: bool
     handle: Any = None
+    is_open: bool = False
+    """What is injected before libtorrent has looked at the file is lost, 2 times in 100."""
     peers: set[Address] = field(default_factory=set)
     """Whom we were told of, by number."""
     wanted: dict[PieceIndex, int] = field(default_factory=dict)
@@ -41,7 +43,8 @@ class Torrent:
     failed_at: float | None = None
 
     def start(self, session: Any) -> None:
-        """Add it to *session*, with all that was wanted and injected, and dial its peers."""
+        """Add it to *session* and dial its peers; what is wanted and injected waits for `open`."""
+        self.is_open = False
         self.failed_at = None
         self.dialled_at = time.monotonic()
         self.connected.clear()
@@ -50,12 +53,15 @@ class Torrent:
         self.handle = session.add_torrent(
             torrent_parameters(self.metainfo, self.file, self.have, self.peers, seed=seed)
         )
-        wanted, self.wanted = self.wanted, {}
+        self.handle.resume()
+
+    def open(self) -> None:
+        """Ask for what was wanted and injected so far: libtorrent has checked the file, or taken our word."""
+        self.is_open = True
         for level in (URGENT, AHEAD):
-            self.want([piece for piece, at in wanted.items() if at == level], level)
+            self._ask([piece for piece, at in self.wanted.items() if at == level], level)
         for piece, data in self.injected.items():
             self.handle.add_piece(piece, data, 0)
-        self.handle.resume()
 
     def want(self, pieces: Sequence[PieceIndex], level: int) -> None:
         """Ask for those of *pieces* that are neither here nor wanted as much already."""
@@ -63,13 +69,14 @@ class Torrent:
             piece for piece in pieces if not self.have[piece] and self.wanted.get(piece, UNWANTED) < level
         ]
         self.wanted.update(dict.fromkeys(news, level))
-        if level == URGENT:
-            for piece in news:
-                # Both: a priority queues behind readahead, a deadline may wait for the once-a-second pass.
-                self.handle.piece_priority(piece, level)
-                self.handle.set_piece_deadline(piece, 0)
-        elif news:
-            self.handle.prioritize_pieces([(piece, level) for piece in news])
+        if self.is_open:
+            self._ask(news, level)
+
+    def inject(self, piece: PieceIndex, data: bytes) -> None:
+        """Hand over a piece that is not here."""
+        self.injected[piece] = data
+        if self.is_open:
+            self.handle.add_piece(piece, data, 0)
 
     def unwant(self, pieces: Sequence[PieceIndex]) -> None:
         """Ask no longer."""
@@ -77,6 +84,15 @@ class Torrent:
             if self.wanted.pop(piece, UNWANTED) == URGENT:
                 self.handle.reset_piece_deadline(piece)
         self.handle.prioritize_pieces([(piece, UNWANTED) for piece in pieces])
+
+    def _ask(self, pieces: Sequence[PieceIndex], level: int) -> None:
+        if level == URGENT:
+            for piece in pieces:
+                # Both: a priority queues behind readahead, a deadline may wait for the once-a-second pass.
+                self.handle.piece_priority(piece, level)
+                self.handle.set_piece_deadline(piece, 0)
+        elif pieces:
+            self.handle.prioritize_pieces([(piece, level) for piece in pieces])
 
     def finished(self, piece: PieceIndex) -> bool:
         """Take note of a piece that is here; return whether that is news."""
