@@ -62,7 +62,9 @@ def test_making_a_repository_where_something_is_is_refused(repository: Repositor
     before = (repository.public / "root.json").read_bytes()
     (tmp_path / "file").touch()
 
-    for taken in (repository.directory, tmp_path, tmp_path / "file"):
+    with pytest.raises(RepositoryError, match="is a repository already"):
+        Repository.create(repository.directory, "bob")
+    for taken in (tmp_path, tmp_path / "file"):
         with pytest.raises(RepositoryError):
             Repository.create(taken, "bob")
 

@@ -76,6 +76,8 @@ class Repository:
         catalog = Catalog(name=name, seeders=_checked_seeders(seeders))
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            if (directory / "public" / "metadata" / "timestamp.json").exists():
+                raise RepositoryError(f"{directory} is a repository already")
             if any(directory.iterdir()):
                 raise RepositoryError(f"{directory} is not empty: a repository is made in a new directory")
             _found(directory, catalog, clock())
