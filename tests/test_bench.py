@@ -119,7 +119,8 @@ def test_a_link_takes_its_round_trip_and_leaves_nothing(tmp_path: Path) -> None:
 
     assert taken_ms is not None
     assert taken_ms >= 20
-    assert f"tfb{os.getpid() % 1_000_000}" not in {path.name[:-1] for path in Path("/sys/class/net").iterdir()}
+    devices = {path.name[:-1] for path in Path("/sys/class/net").iterdir()}
+    assert f"tfb{os.getpid() % 1_000_000}" not in devices
 
 
 def test_a_ratio_is_taken_to_ext4_in_the_same_state() -> None:
