@@ -30,7 +30,7 @@ class Torrent:
     seed: bool
     handle: Any = None
     is_open: bool = False
-    """What is injected before libtorrent has looked at the file is lost, 2 times in 100."""
+    """What is injected before libtorrent has looked at the file is lost in 2 of 100 cases."""
     peers: set[Address] = field(default_factory=set)
     """Whom we were told of, by number."""
     wanted: dict[PieceIndex, int] = field(default_factory=dict)
@@ -43,21 +43,22 @@ class Torrent:
     failed_at: float | None = None
 
     def start(self, session: Any) -> None:
-        """Add it to *session* and dial its peers; what is wanted and injected waits for `open`."""
+        """Add it to *session*, asleep until `open`."""
         self.is_open = False
         self.failed_at = None
-        self.dialled_at = time.monotonic()
         self.connected.clear()
         self.dialled.clear()
         seed = self.seed and all(self.have)
         self.handle = session.add_torrent(
             torrent_parameters(self.metainfo, self.file, self.have, self.peers, seed=seed)
         )
-        self.handle.resume()
 
     def open(self) -> None:
-        """Ask for what was wanted and injected so far: libtorrent has checked the file, or taken our word."""
+        """Dial, and ask for what was wanted so far: libtorrent has looked at the file, or taken our word."""
         self.is_open = True
+        self.dialled_at = time.monotonic()
+        # Not before: resumed while its file is looked at, it would dial at the next tick, up to 1 s on.
+        self.handle.resume()
         for level in (URGENT, AHEAD):
             self._ask([piece for piece, at in self.wanted.items() if at == level], level)
         for piece, data in self.injected.items():
@@ -107,7 +108,7 @@ class Torrent:
         for peer in peers:
             self.handle.connect_peer(peer)
         now = time.monotonic()
-        if peers and not self.connected and now - self.dialled_at >= REDIAL_PAUSE_S:
+        if self.is_open and peers and not self.connected and now - self.dialled_at >= REDIAL_PAUSE_S:
             self.dialled_at = now
             # Activation dials at once, else the next tick does: 3 ms instead of up to 1 s.
             self.handle.pause()
