@@ -21,7 +21,7 @@ from typing import IO
 import msgspec
 
 from torrentfs.config import MountConfiguration
-from torrentfs.daemon.mountpoint import is_mounted, unmount
+from torrentfs.daemon.mountpoint import is_dead, is_mounted, unmount
 from torrentfs.errors import MountError, TorrentfsError, UsageError
 
 WORD_LENGTH_MAX = 65_536
@@ -114,15 +114,14 @@ def _await_tree(mountpoint: Path, deadline: float) -> None:
 
 def _end(child: "subprocess.Popen[bytes]", mountpoint: Path) -> None:
     """End *child* and what it mounted, in bounded time."""
-    was_running = child.poll() is None
     child.send_signal(signal.SIGTERM)
     try:
         child.wait(GRACE_S)
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait(GRACE_S)
-    # A child that had ended by itself mounted nothing: what is there is somebody else's.
-    if was_running and child.returncode and is_mounted(mountpoint):
+    # Only a dead mount: a live one there is somebody else's, and why the child was refused.
+    if child.returncode < 0 and is_mounted(mountpoint) and is_dead(mountpoint):
         with contextlib.suppress(MountError):
             unmount(mountpoint, lazy=True)
 

@@ -66,7 +66,8 @@ def is_mounted(mountpoint: Path) -> bool:
 def is_dead(mountpoint: Path) -> bool:
     """Tell whether the mount's daemon is gone. Its own daemon must not ask: it would wait for itself."""
     try:
-        mountpoint.lstat()
+        # Not stat: the kernel answers that for a dead mount too, from what it remembers.
+        os.statvfs(mountpoint)
     except OSError as error:
         return error.errno == errno.ENOTCONN
     return False
