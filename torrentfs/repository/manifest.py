@@ -43,6 +43,8 @@ from torrentfs.repository.pack import PACK_LENGTH_LIMIT, decode_frame
 __all__ = ["HOLE", "Block", "BlockCache", "Entry", "Extent", "Manifest"]
 
 V = TypeVar("V")
+_RUNS_MAX = 1024
+"""Directories whose runs of children are remembered: a lookup then decodes one entry, not two."""
 _REQUIRED = ("packs", "index", "entries", "sha256")
 _KNOWN = frozenset((*_REQUIRED, "xindex", "extents"))
 _decode_entry = msgspec.msgpack.Decoder(Entry).decode
@@ -51,9 +53,10 @@ _decode_extents = msgspec.msgpack.Decoder(list[Extent]).decode
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Decoded entries [first, first + len(names)), kept as bytes: objects take ten times the memory."""
+    """Decoded entries [first, end), kept as bytes: objects take ten times the memory."""
 
     first: int
+    end: int
     raw: bytes
     bounds: "array[int]"
     names: list[bytes]
@@ -133,6 +136,8 @@ class Manifest:
         self._read_bytes = read
         self._cache = cache if cache is not None else BlockCache()
         self._layout: _Layout | None = None
+        self._last: Block | None = None
+        self._runs: dict[int, tuple[int, int]] = {}
 
     @property
     def packs(self) -> tuple[TorrentRef, ...]:
@@ -159,8 +164,7 @@ class Manifest:
 
     def lookup(self, directory: int, name: bytes) -> tuple[int, Entry] | None:
         """Find a name in a directory; None if it is not there, or *directory* is none."""
-        parent = self.entry(directory)
-        start, end = parent.first_child, parent.first_child + parent.child_count
+        start, end = self._runs.get(directory) or self._run(directory)
         if start == end:
             return None
         block = self._search(start, end, name)
@@ -208,11 +212,23 @@ class Manifest:
             raise IndexError(f"entry {number} of {layout.entry_count}")
         return self._read(layout.sections["sha256"].offset + HASH_LENGTH * number, HASH_LENGTH)
 
+    def _run(self, directory: int) -> tuple[int, int]:
+        """Return the entry numbers [start, end) of a directory's children, and remember them."""
+        parent = self.entry(directory)
+        if len(self._runs) >= _RUNS_MAX:
+            self._runs.clear()
+        run = self._runs[directory] = (parent.first_child, parent.first_child + parent.child_count)
+        return run
+
     def _block_of(self, number: int) -> Block:
+        last = self._last
+        if last is not None and last.first <= number < last.end:
+            return last
         layout = self._layout or self._open()
         if not 0 <= number < layout.entry_count:
             raise IndexError(f"entry {number} of {layout.entry_count}")
-        return self._block(bisect_right(layout.firsts, number) - 1)
+        block = self._last = self._block(bisect_right(layout.firsts, number) - 1)
+        return block
 
     def _block(self, index: int) -> Block:
         """Return a block, decoded and checked."""
@@ -223,13 +239,14 @@ class Manifest:
                 layout.sections["entries"].offset + layout.offsets[index], layout.stored[index]
             )
             first = layout.firsts[index]
-            after = layout.firsts[index + 1] if index + 1 < len(layout.firsts) else layout.entry_count
-            block = self._decode_block(frame, layout.raw[index], first, after - first)
+            end = layout.firsts[index + 1] if index + 1 < len(layout.firsts) else layout.entry_count
+            block = self._decode_block(frame, layout.raw[index], first, end)
             self._cache.keep_block(self.ref.info_hash, index, block)
         return block
 
-    def _decode_block(self, frame: bytes, length: int, first: int, count: int) -> Block:
+    def _decode_block(self, frame: bytes, length: int, first: int, end: int) -> Block:
         raw = _decode(frame, length)
+        count = end - first
         bounds = _bounds(raw, count)
         try:
             entries = [_decode_entry(raw[bounds[i] : bounds[i + 1]]) for i in range(count)]
@@ -240,10 +257,13 @@ class Manifest:
             layout.sections["xindex"].length // PAGE_RECORD.size if "xindex" in layout.sections else 0
         )
         check_block(entries, first, layout.entry_count, layout.pack_lengths, page_count)
-        return Block(first, raw, bounds, [entry.name for entry in entries])
+        return Block(first, end, raw, bounds, [entry.name for entry in entries])
 
     def _search(self, start: int, end: int, name: bytes) -> Block:
         """Return the block of a run [start, end) of entries that holds *name*, if any does."""
+        last = self._last
+        if last is not None and last.first <= start and end <= last.end:
+            return last
         firsts = self._open().firsts
         low, high = bisect_right(firsts, start) - 1, bisect_left(firsts, end) - 1
         while low < high:
@@ -253,7 +273,8 @@ class Manifest:
                 low = middle
             else:
                 high = middle - 1
-        return self._block(low)
+        block = self._last = self._block(low)
+        return block
 
     def _paged(self, entry: Entry, offset: int, end: int, found: list[tuple[int, Extent]]) -> None:
         while offset < end:
