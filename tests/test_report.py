@@ -1,0 +1,85 @@
+"""The records of `stats` and `list`: stable keys, and sums that are right."""
+
+from torrentfs.daemon import report
+from torrentfs.repository.catalog import Catalog, Ordinal, Revision, Version
+from torrentfs.repository.metainfo import InfoHash, Kind, TorrentRef
+
+MANIFEST = InfoHash(b"m" * 32)
+PACK = TorrentRef(InfoHash(b"p" * 32), 1000, Kind.PACK)
+OLD_PACK = TorrentRef(InfoHash(b"o" * 32), 500, Kind.PACK)
+
+
+def version(path: str = "ROOT/v6") -> Version:
+    revision = Revision(
+        number=3,
+        ordinal=Ordinal(9),
+        manifest=MANIFEST,
+        length=100,
+        mode=0o40755,
+        mtime_ns=0,
+        size=7777,
+        entries=5,
+        nlink=2,
+        published=1_700_000_000,
+    )
+    return Version(path, (revision,))
+
+
+def figures() -> report.Figures:
+    return report.Figures(
+        from_peers=1,
+        from_mirrors=2,
+        uploaded=3,
+        cached=4,
+        read=5,
+        reads_waiting=6,
+        wait_p50_s=0.007,
+        wait_p99_s=0.008,
+        errors=9,
+        failed_pieces=10,
+        peers=11,
+    )
+
+
+def test_stats_have_the_stable_keys() -> None:
+    catalog = Catalog(name="alice", version=12)
+
+    record = report.stats({"mountpoint": "/opt/alice", "pid": 13}, catalog, 14.0, figures(), [{"path": "x"}])
+
+    assert record["repository"] == "alice"
+    assert (record["mountpoint"], record["pid"]) == ("/opt/alice", 13)
+    assert (record["catalog"]["version"], record["catalog"]["age_s"]) == (12, 14.0)
+    assert record["bytes"] == {"from_peers": 1, "from_mirrors": 2, "uploaded": 3, "cached": 4, "read": 5}
+    assert record["reads"] == {"waiting": 6, "wait_p50_ms": 7.0, "wait_p99_ms": 8.0}
+    assert (record["errors"], record["packages"]) == (9, [{"path": "x"}])
+
+
+def test_a_package_counts_its_manifest_and_all_packs_that_it_uses() -> None:
+    torrents = {MANIFEST: report.Torrent(100, 1), PACK.info_hash: report.Torrent(250, 2)}
+
+    record = report.package(version(), torrents, [PACK, OLD_PACK])
+
+    assert record == {
+        "path": "ROOT/v6",
+        "revision": 3,
+        "infohash": MANIFEST.hex(),
+        "size": 1600,
+        "cached": 350,
+        "peers": 2,
+    }
+
+
+def test_a_package_that_was_never_opened_shows_its_contents_size() -> None:
+    record = report.package(version(), {}, None)
+
+    assert (record["size"], record["cached"], record["peers"]) == (7777, 0, 0)
+
+
+def test_a_listing_is_in_the_order_of_paths() -> None:
+    catalog = Catalog(name="alice", versions={path: version(path) for path in ("b", "a")}, aliases={"c": "a"})
+
+    record = report.listing(catalog)
+
+    assert [package["path"] for package in record["packages"]] == ["a", "b"]
+    assert record["packages"][0]["revisions"] == [3]
+    assert record["aliases"] == {"c": "a"}
