@@ -1,7 +1,7 @@
 """Stand-ins for what lies outside a node: a swarm without a network, and a web server that can misbehave."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -158,7 +158,7 @@ class Web:
         await trio.serve_listeners(self._serve, listeners)
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        with ignored_breaks():
+        with suppress(trio.BrokenResourceError):  # the client went away in the middle of an answer
             async with stream:
                 while (head := await _head(stream)) is not None:
                     path, headers = head
@@ -206,12 +206,3 @@ async def _send(
 ) -> None:
     head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{extra}\r\n"
     await stream.send_all(head.encode() + body[:keep])
-
-
-@contextmanager
-def ignored_breaks() -> Iterator[None]:
-    """Let a client go away in the middle of an answer."""
-    try:
-        yield
-    except trio.BrokenResourceError:
-        pass

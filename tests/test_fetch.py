@@ -1,16 +1,17 @@
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import trio
-
 from fakes import FakeSwarm, Published, Web
+
 from torrentfs.config import NodeSettings
 from torrentfs.errors import CacheError, DeadlineError, FormatError, UsageError
 from torrentfs.node import Node, Sources, View
+from torrentfs.node.flights import Torrent
 from torrentfs.repository.metainfo import PIECE_LENGTH, Kind, NotCached, TorrentRef
 from torrentfs.repository.pack import encode_frame
 
@@ -62,6 +63,17 @@ async def read(view: View, ref: TorrentRef, offset: int, length: int, wait_s: fl
             await view.ensure(missing, deadline)
 
 
+def torrent(w: World) -> Torrent:
+    found = w.node._fetcher.torrents.get(PACK.ref.info_hash)
+    assert found is not None
+    return found
+
+
+async def until(done: Callable[[], bool]) -> None:
+    while not done():  # noqa: ASYNC110 - what is waited for has no event of its own
+        await trio.sleep(0.005)
+
+
 async def test_a_range_comes_from_a_mirror_and_is_seeded(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         web = await w.web()
@@ -89,8 +101,7 @@ async def test_peers_are_asked_first_and_mirrors_let_be(tmp_path: Path) -> None:
         web = await w.web()
         view = w.view(web, peers=PEERS)
         view.expect([PACK.ref])
-        while PACK.ref.info_hash not in w.swarm.added:
-            await trio.sleep(0.01)
+        await until(lambda: PACK.ref.info_hash in w.swarm.added)
         w.swarm.peer[PACK.ref.info_hash] = DATA
         w.swarm.connect_peer(PACK.ref.info_hash)
 
@@ -181,8 +192,7 @@ async def test_a_source_that_comes_back_is_noticed_by_who_waits(tmp_path: Path) 
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(reader)
-            while len(web.asked) < 2:
-                await trio.sleep(0.01)
+            await until(lambda: len(web.asked) >= 2)
             web.fault = ""
 
         assert got == [DATA[:10]]
@@ -221,8 +231,7 @@ async def test_two_hundred_waiters_on_a_dead_source_hold_nothing_up(tmp_path: Pa
         async with trio.open_nursery() as nursery:
             for piece in range(200):
                 nursery.start_soon(read, waiting, other.ref, piece * PIECE_LENGTH, 10)
-            while (await w.node.stats()).waiting < 200 or not any(wanted for _, wanted in dead.asked):
-                await trio.sleep(0.01)
+            await until(lambda: w.node._fetcher.waiting == 200 and any(wanted for _, wanted in dead.asked))
 
             assert working.range(PACK.ref, 0, 10) == DATA[:10]  # without a single checkpoint
             assert await read(working, PACK.ref, 6 * PIECE_LENGTH, 10) == DATA[6 * PIECE_LENGTH :][:10]
@@ -244,7 +253,7 @@ async def test_a_cancelled_reader_leaves_nothing_behind(tmp_path: Path) -> None:
 
         assert (await w.node.stats()).waiting == 0
         assert not w.swarm.wanted[PACK.ref.info_hash]
-        assert not w.node._fetcher.torrents[PACK.ref.info_hash].flights
+        assert not torrent(w).flights
 
 
 async def test_a_reader_that_leaves_does_not_disturb_another(tmp_path: Path) -> None:
@@ -271,10 +280,8 @@ async def test_an_urgent_piece_does_not_queue_behind_readahead(tmp_path: Path) -
         view = w.view(web)
         await read(view, PACK.ref, 0, 10)
         web.fault = "stall data"
-        torrent = w.node._fetcher.torrents[PACK.ref.info_hash]
-        w.node._fetcher.ahead(torrent, [1, 2, 3, 5, 6, 7])
-        while len(web.asked) < 3:
-            await trio.sleep(0.01)
+        w.node._fetcher.ahead(torrent(w), [1, 2, 3, 5, 6, 7])
+        await until(lambda: len(web.asked) >= 3)
         web.fault = ""
 
         assert await read(view, PACK.ref, 7 * PIECE_LENGTH, 10) == DATA[7 * PIECE_LENGTH :][:10]
@@ -287,8 +294,7 @@ async def test_a_scan_is_read_ahead(tmp_path: Path) -> None:
 
         for offset in range(0, 3 * PIECE_LENGTH, 65536):
             await read(view, PACK.ref, offset, 65536)
-        while w.node._fetcher.torrents[PACK.ref.info_hash].flights:
-            await trio.sleep(0.01)
+        await until(lambda: not torrent(w).flights)
 
         assert (
             view.range(PACK.ref, 3 * PIECE_LENGTH, PIECE_LENGTH) == DATA[3 * PIECE_LENGTH : 4 * PIECE_LENGTH]
@@ -323,8 +329,7 @@ async def test_a_restarted_node_reads_and_seeds_what_it_had_without_a_source(tmp
         data = w.view().range(PACK.ref, 0, 3 * PIECE_LENGTH)
 
         assert data == DATA[: 3 * PIECE_LENGTH]
-        while PACK.ref.info_hash not in w.swarm.added:
-            await trio.sleep(0.01)
+        await until(lambda: PACK.ref.info_hash in w.swarm.added)
         assert w.swarm.have[PACK.ref.info_hash] == {0, 1, 2}
 
 
@@ -386,8 +391,7 @@ async def test_expected_torrents_are_opened_side_by_side(tmp_path: Path) -> None
         web = await w.web(files={path: data for pack in packs for path, data in pack.files().items()})
 
         w.view(web).expect([pack.ref for pack in packs])
-        while len(w.swarm.added) < len(packs):
-            await trio.sleep(0.01)
+        await until(lambda: len(w.swarm.added) == len(packs))
 
         assert all(wanted == "" for _, wanted in web.asked)
 

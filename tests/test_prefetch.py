@@ -23,10 +23,10 @@ def test_pieces_asked_for_are_of_the_torrent_and_ahead_of_the_read(reads: list[t
     prefetch = Prefetch(PIECE, COUNT, 32)
 
     for offset, length in reads:
-        length = min(length, COUNT * PIECE - offset)
-        ahead = prefetch.touch(offset, length)
+        read = min(length, COUNT * PIECE - offset)
+        ahead = prefetch.touch(offset, read)
 
-        assert all((offset + length - 1) // PIECE < piece < COUNT for piece in ahead)
+        assert all((offset + read - 1) // PIECE < piece < COUNT for piece in ahead)
         assert len(ahead) <= 32
 
 

@@ -1,7 +1,7 @@
 """This module holds what is under way for one torrent, and groups pieces into requests. No clock, no I/O.
 
-A *flight* is one piece on its way, whoever brings it and however many readers wait for it. A *request* is one range
-that a mirror was asked for, and serves several flights.
+A *flight* is one piece on its way, whoever brings it and however many readers wait for it. A *request* is
+one range that a mirror was asked for, and serves several flights.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -55,15 +55,16 @@ class Request:
 
 
 class Flight:
-    """A piece on its way. Times are trio's: `due` is when the next source is asked, `expires` when it is given up
+    """A piece on its way. Times are trio's: `due` is when the next source is asked, `expires` when it is
+    given up
     unless somebody waits for it."""
 
     __slots__ = ("began", "due", "error", "expires", "landed", "piece", "readers", "requests", "urgent")
 
-    def __init__(self, piece: PieceIndex, *, began: float, due: float, expires: float, urgent: bool) -> None:
+    def __init__(self, piece: PieceIndex, *, began: float, expires: float, urgent: bool) -> None:
         self.piece = piece
         self.began = began
-        self.due = due
+        self.due = float("inf")
         self.expires = expires
         self.urgent = urgent
         self.readers = 0
@@ -93,7 +94,6 @@ class Torrent:
         self.flights: dict[PieceIndex, Flight] = {}
         self.injected: set[PieceIndex] = set()
         """Pieces given to the swarm that it has not said anything of."""
-        self.courier = False
         self.wake = trio.Event()
         self.wakes_at = float("inf")
 
@@ -111,8 +111,8 @@ class Torrent:
 def runs(
     urgent: Collection[PieceIndex], others: Collection[PieceIndex], length_max: int
 ) -> Iterator[list[PieceIndex]]:
-    """Group pieces into runs of neighbours, at most *length_max* long: each run that has an urgent piece begins with
-    one, and those come first; what is left over follows. Every piece is in exactly one run.
+    """Group pieces into runs of neighbours, at most *length_max* long: each run that has an urgent piece
+    begins with one, and those come first; what is left over follows. Every piece is in exactly one run.
     """
     left = {*urgent, *others}
     for start in (*sorted(urgent), *sorted(others)):

@@ -1,9 +1,9 @@
-"""This module gets the metainfo of torrents: from the cache, else from mirrors; one attempt for all who wait for it.
+"""This module gets the metainfo of a torrent from the cache or a mirror: one attempt for all who wait.
 
 Bytes from a mirror are checked against the info-hash before anything else looks at them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -18,7 +18,9 @@ NEXT_MIRROR_AFTER_S = 1.0
 
 
 class Opening:
-    """A torrent whose metainfo is being fetched. It ends when nobody waits for it and `expected_until` has passed."""
+    """A torrent whose metainfo is being fetched. It ends when nobody waits for it and `expected_until`
+    has passed.
+    """
 
     def __init__(self, ref: TorrentRef) -> None:
         self.ref = ref
@@ -33,7 +35,7 @@ class Opening:
         self._metainfo: Metainfo | None = None
         self._changed = trio.Event()
 
-    def learn(self, mirrors: list[Mirror], peers: tuple[Peer, ...]) -> None:
+    def learn(self, mirrors: Sequence[Mirror], peers: tuple[Peer, ...]) -> None:
         """Add sources."""
         self.mirrors += [mirror for mirror in mirrors if mirror not in self.mirrors]
         self.peers.update(dict.fromkeys(peers))
@@ -105,7 +107,9 @@ class Opening:
 
 
 def _check_length(metainfo: Metainfo, ref: TorrentRef) -> None:
-    """Refuse a torrent that is not as long as its signed parent says: no mirror's fault, and none can help."""
+    """Refuse a torrent that is not as long as its signed parent says: no mirror's fault, and none can
+    help.
+    """
     if metainfo.length != ref.length:
         name = ref.info_hash.hex()[:16]
         raise FormatError(

@@ -1,10 +1,11 @@
 """This module decides which pieces of one torrent to ask for before anybody reads them. No clock, no I/O.
 
-A *stream* is a reader that goes forward: each read starts where its last one ended, as a scan of a large file does, and
-a walk over small files, which lie in a pack in path order. A stream's window of pieces doubles each time that it has
-moved on to another piece in exact sequence. A small step over some bytes continues a stream, but proves nothing: its
-window is 1 or what it was. Anything else starts a new stream, whose window is 0. So random reads fetch nothing extra,
-and a start that touches a file here and there next to nothing.
+A *stream* is a reader that goes forward: each read starts where its last one ended, as a scan of a large
+file does, and a walk over small files, which lie in a pack in path order. A stream's window of pieces
+doubles each time that it has moved on to another piece in exact sequence. A small step over some bytes
+continues a stream, but proves nothing: its window is 1 or what it was. Anything else starts a new stream,
+whose window is 0. So random reads fetch nothing extra, and a start that touches a file here and there next
+to nothing.
 """
 
 from torrentfs.repository.metainfo import PieceIndex
@@ -14,11 +15,15 @@ STREAMS_MAX = 8
 WINDOW_TREE_MAX = 16
 """Pieces ahead in a scan; a cap of 128 fetched a whole pack for one Python start."""
 LONG_RUN_PIECES = 48
-"""A stream that has read so many pieces without a gap is a large file, or all of a tree: its window may grow on."""
+"""A stream that has read so many pieces without a gap is a large file, or all of a tree: its window may
+grow on.
+"""
 
 
 class Stream:
-    """One forward reader: `position` is where it will read next, `asked` the first piece not yet asked for."""
+    """One forward reader: `position` is where it will read next, `asked` the first piece not yet asked
+    for.
+    """
 
     __slots__ = ("asked", "position", "run", "start", "window")
 
@@ -76,7 +81,9 @@ class Prefetch:
         self._streams.append(Stream(offset, end, (end - 1) // self._piece_length + 1))
 
     def _advance(self, stream: Stream, end: int, *, exact: bool) -> None:
-        """Move a stream on to *end*: from no window to one piece at once, then twice as many for each piece passed."""
+        """Move a stream on to *end*: from no window to one piece at once, then twice as many for
+        each piece passed.
+        """
         passed = (end - 1) // self._piece_length - (stream.position - 1) // self._piece_length
         stream.run = stream.run + passed if exact else 0
         limit = self._window_max if stream.run >= LONG_RUN_PIECES else min(WINDOW_TREE_MAX, self._window_max)
@@ -87,7 +94,9 @@ class Prefetch:
         stream.position = end
 
     def _ahead(self, stream: Stream) -> range:
-        """Return what the window lacks, but not piece by piece: half a window at a time (bulk runs 1.5 times faster)."""
+        """Return what the window lacks, but not piece by piece: half a window at a time (bulk runs
+        1.5 times faster).
+        """
         here = (stream.position - 1) // self._piece_length
         first = max(stream.asked, here + 1)
         last = min(here + stream.window, self._piece_count - 1)

@@ -1,7 +1,8 @@
 """This module remembers in SQLite which pieces a cache holds, with a checksum each; the pieces lie elsewhere.
 
-Write-ahead log, no fsync on commit: SIGKILL loses nothing, a power cut may lose the last claims (the cache forgets) or
-keep claims whose data is gone (the checksum tells at the first read). One thread at a time, but for `checkpoint`.
+Write-ahead log, no fsync on commit: SIGKILL loses nothing, a power cut may lose the last claims (the cache
+forgets) or keep claims whose data is gone (the checksum tells at the first read). One thread at a time, but
+for `checkpoint`.
 """
 
 import contextlib
@@ -134,7 +135,8 @@ class State:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    # Our own transactions; autocommit in between. The checkpoint of a busy log would fsync within a claim: off.
+    # Our own transactions; autocommit in between. The checkpoint of a busy log would fsync within a claim:
+    # off.
     connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA wal_autocheckpoint = 0")
     return connection

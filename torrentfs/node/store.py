@@ -1,6 +1,7 @@
-"""This module keeps a cache directory: who may use it, where a torrent's data lies, which pieces of it may be believed.
+"""This module keeps a cache directory: whose it is, where data lies, which pieces of it may be believed.
 
-The swarm writes the data; this module reads it. Which source a missing piece comes from, and when, is decided elsewhere.
+The swarm writes the data; this module reads it. Which source a missing piece comes from, and when, is
+decided elsewhere.
 
     lock               flock of the one daemon that uses the cache; holds its pid
     state.sqlite       claims, see `state`
@@ -30,7 +31,9 @@ MISSING, CLAIMED, CHECKED = 0, 1, 2
 
 
 class Held:
-    """What the cache holds of one torrent. `states` has one byte a piece; `lost` the pieces that turned out bad."""
+    """What the cache holds of one torrent. `states` has one byte a piece; `lost` the pieces that turned
+    out bad.
+    """
 
     __slots__ = (
         "cached",
@@ -173,7 +176,9 @@ class Store:
             held.cached += held.span(piece)
 
     def drop(self, held: Held, pieces: Iterable[PieceIndex]) -> None:
-        """Forget pieces that turned out bad, and count them; `Held.lost` tells whoever must tell the swarm."""
+        """Forget pieces that turned out bad, and count them; `Held.lost` tells whoever must tell
+        the swarm.
+        """
         bad = [piece for piece in pieces if held.states[piece] != MISSING]
         _LOG.warning("%s: pieces %s are damaged on disk: they are fetched again", self.path(held.ref), bad)
         for piece in bad:

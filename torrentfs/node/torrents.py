@@ -1,0 +1,122 @@
+"""This module keeps the torrents that may be fetched from, their sources, and those being opened."""
+
+import logging
+from collections.abc import Sequence
+
+import trio
+
+from torrentfs.config import NodeSettings
+from torrentfs.errors import FetchError
+from torrentfs.node.flights import Sources, Torrent
+from torrentfs.node.mirrors import Mirror
+from torrentfs.node.opening import Opening
+from torrentfs.node.seams import Swarm
+from torrentfs.node.store import Store
+from torrentfs.node.tasks import Tasks
+from torrentfs.repository.metainfo import InfoHash, Metainfo, TorrentRef
+
+_LOG = logging.getLogger(__name__)
+
+
+class Torrents:
+    """Torrents by info-hash; mirrors by URL, for all torrents alike."""
+
+    def __init__(self, settings: NodeSettings, store: Store, swarm: Swarm, tasks: Tasks) -> None:
+        self._settings = settings
+        self._store = store
+        self._swarm = swarm
+        self._tasks = tasks
+        self._torrents: dict[InfoHash, Torrent] = {}
+        self._openings: dict[InfoHash, Opening] = {}
+        self._mirrors: dict[str, Mirror] = {}
+
+    def get(self, info_hash: InfoHash) -> Torrent | None:
+        """Return a torrent that is open."""
+        return self._torrents.get(info_hash)
+
+    def mirrors(self, sources: Sources) -> Sequence[Mirror]:
+        """Return the mirrors among *sources*, in order.
+
+        Raises:
+            UsageError: a mirror's URL is none.
+        """
+        return [self._mirror(base) for base in sources.mirrors]
+
+    def open(self, ref: TorrentRef, sources: Sources, keep_s: float) -> Opening | None:
+        """Start to get a torrent's metainfo, or join those who do; None if it is open already.
+
+        It goes on for *keep_s* even when nobody waits for it.
+        """
+        torrent = self._torrents.get(ref.info_hash)
+        if torrent is not None:
+            self._learn(torrent, sources)
+            return None
+        now = trio.current_time()
+        opening = self._openings.get(ref.info_hash)
+        if opening is None or opening.scope.cancel_called:
+            opening = self._openings[ref.info_hash] = Opening(ref)
+            self._tasks.start(self._run, opening)
+        opening.learn(self.mirrors(sources), sources.peers)
+        opening.expected_until = max(opening.expected_until, now + keep_s)
+        opening.settle(now)
+        return opening
+
+    async def opened(self, ref: TorrentRef, sources: Sources) -> Torrent:
+        """Return a torrent once it is open.
+
+        Raises:
+            FormatError: what is signed and what is there do not fit together.
+            CacheError: the disk refuses.
+        """
+        while (opening := self.open(ref, sources, 0.0)) is not None:
+            opening.readers += 1
+            opening.settle(trio.current_time())
+            try:
+                await opening.done.wait()
+            finally:
+                opening.readers -= 1
+                opening.settle(trio.current_time())
+            if opening.error is not None:
+                raise type(opening.error)(str(opening.error))
+        return self._torrents[ref.info_hash]
+
+    async def close(self) -> None:
+        """Close the connections to mirrors."""
+        for mirror in self._mirrors.values():
+            await mirror.close()
+
+    async def _run(self, opening: Opening) -> None:
+        try:
+            await opening.run(self._store, self._add)
+        except Exception as error:  # our bug ends this attempt, not the node
+            _LOG.exception("opening %s failed", opening.ref.info_hash.hex())
+            opening.error = FetchError(f"internal error: {error!r}")
+        finally:
+            opening.done.set()
+            if self._openings.get(opening.ref.info_hash) is opening:
+                del self._openings[opening.ref.info_hash]
+
+    def _add(self, opening: Opening, metainfo: Metainfo) -> None:
+        held = self._store.add(opening.ref, metainfo.piece_length)
+        torrent = Torrent(metainfo, held, readahead_pieces_max=self._settings.readahead_pieces_max)
+        torrent.learn(opening.mirrors, opening.peers)
+        torrent.grace_until = trio.current_time() + self._settings.connect_grace_s
+        held.lost.clear()
+        self._swarm.add(metainfo, self._store.path(held.ref), held.have(), tuple(torrent.peers))
+        self._torrents[metainfo.info_hash] = torrent
+
+    def _learn(self, torrent: Torrent, sources: Sources) -> None:
+        new_peers = torrent.learn(self.mirrors(sources), sources.peers)
+        if new_peers:
+            torrent.grace_until = trio.current_time() + self._settings.connect_grace_s
+            self._swarm.connect(torrent.metainfo.info_hash, new_peers)
+
+    def _mirror(self, base: str) -> Mirror:
+        mirror = self._mirrors.get(base)
+        if mirror is None:
+            settings = self._settings
+            mirror = Mirror(
+                base, requests_max=settings.mirror_requests_max, timeout_s=settings.mirror_timeout_s
+            )
+            self._mirrors[base] = mirror
+        return mirror
