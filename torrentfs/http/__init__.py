@@ -1,1 +1,6 @@
-"""What is served over HTTP: static files of a repository, with byte ranges."""
+"""The web side: files and, later, the same reads as a mount's over HTTP. It knows nothing of FUSE."""
+
+from torrentfs.http.server import serve
+from torrentfs.http.static import PublicFiles, application
+
+__all__ = ["PublicFiles", "application", "serve"]

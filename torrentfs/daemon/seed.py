@@ -1,0 +1,201 @@
+"""This module is the origin of a repository: it seeds every torrent of its catalog and serves `public/`.
+
+One nursery: the swarm, the web server, and a look at the repository once a second. Publishing goes on beside
+it, in processes of its own.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from torrentfs.config import SeedSettings, format_address, parse_address
+from torrentfs.daemon.inventory import Inventory, Offer
+from torrentfs.errors import RepositoryError, TorrentfsError
+from torrentfs.http import PublicFiles, application, serve
+from torrentfs.node.swarm import Swarm
+from torrentfs.repository.catalog import Catalog
+from torrentfs.repository.metainfo import InfoHash, PieceIndex, TorrentRef
+from torrentfs.repository.workshop import Repository
+
+log = logging.getLogger(__name__)
+
+OFFERS_AT_ONCE = 32
+"""How many torrents are read from disk before they are added."""
+ADVERTISE_WAIT_S = 2.0
+_WILDCARDS = ("0.0.0.0", "::")
+
+Stamp = tuple[int, int, int]
+
+
+def run(directory: Path, settings: SeedSettings, ready: Callable[["Origin"], None]) -> None:
+    """Be the origin of *directory* until SIGTERM or SIGINT; call *ready* once everything is seeded.
+
+    Raises: RepositoryError, ListenError, UsageError.
+    """
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_end_on_signal, nursery.cancel_scope)
+            ready(await nursery.start(seed, directory, settings))
+
+    try:
+        trio.run(main)
+    except* TorrentfsError as group:
+        raise _first(group) from None
+
+
+async def seed(
+    directory: Path,
+    settings: SeedSettings,
+    *,
+    task_status: trio.TaskStatus["Origin"] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Be the origin of *directory* until cancelled; started once everything is seeded.
+
+    Raises: RepositoryError, ListenError, UsageError.
+    """
+    origin = Origin(Repository(directory), settings)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(origin.swarm.run)
+        if settings.http:
+            origin.http = await nursery.start(serve, application(origin.files), settings.http)
+        await origin.look()
+        task_status.started(origin)
+        await origin.keep_looking()
+
+
+class Origin:
+    """A repository that is being seeded."""
+
+    def __init__(self, repository: Repository, settings: SeedSettings) -> None:
+        self.swarm = Swarm(settings.swarm, _Deaf())
+        self.files = PublicFiles(repository.public)
+        self.http: tuple[str, int] | None = None
+        """Where the web server listens."""
+        self.catalog: Catalog = repository.catalog()
+        self._repository = repository
+        self._settings = settings
+        self._inventory = Inventory(repository.public)
+        self._seeded: dict[InfoHash, TorrentRef] = {}
+        self._broken = 0
+        self._stamp: Stamp | None = None
+        self._advertised = False
+
+    async def keep_looking(self) -> None:
+        """Notice new revisions, until cancelled."""
+        while True:
+            await trio.sleep(self._settings.poll_interval_s)
+            await self.look()
+
+    async def look(self) -> None:
+        """Seed what the catalog has now, if it is another than at the last look."""
+        try:
+            if not self._advertised:
+                await trio.to_thread.run_sync(self._advertise)
+            stamp = _stamp(self._repository.public / "metadata" / "timestamp.json")
+            if stamp == self._stamp:
+                return
+            self.catalog = await trio.to_thread.run_sync(self._repository.catalog)
+        except (OSError, RepositoryError) as error:
+            log.error("%s", error)
+            return
+        await self._seed_all()
+        self._stamp = stamp
+
+    async def stats(self) -> dict[str, Any]:
+        """Return figures for admins; bytes are payload only.
+
+        Raises: DeadlineError.
+        """
+        counters = await self.swarm.counters()
+        return {
+            "repository": self.catalog.name,
+            "directory": str(self._repository.directory),
+            "pid": os.getpid(),
+            "listen": format_address(*self.swarm.listen),
+            "http": format_address(*self.http) if self.http else None,
+            "catalog": {
+                "version": self.catalog.version,
+                "expires": self.catalog.expires,
+                "expires_in_s": self.catalog.expires - int(time.time()),
+            },
+            "bytes": {
+                "uploaded": counters.uploaded,
+                "served": self.files.bytes_sent,
+                "seeded": sum(ref.length for ref in self._seeded.values()),
+            },
+            "torrents": len(self._seeded),
+            "errors": self._broken,
+            "peers": counters.peers,
+        }
+
+    async def _seed_all(self) -> None:
+        refs = await trio.to_thread.run_sync(self._inventory.refs, self.catalog)
+        for info_hash in self._seeded.keys() - refs.keys():
+            self.swarm.remove(info_hash)
+            del self._seeded[info_hash]
+        news = [ref for info_hash, ref in refs.items() if info_hash not in self._seeded]
+        for start in range(0, len(news), OFFERS_AT_ONCE):
+            batch = news[start : start + OFFERS_AT_ONCE]
+            await self._add(await trio.to_thread.run_sync(self._inventory.offers, batch))
+        self._broken = len(refs) - len(self._seeded)
+        if news:
+            log.info("catalog version %d: seeding %d torrents", self.catalog.version, len(self._seeded))
+
+    async def _add(self, offers: Sequence[Offer]) -> None:
+        for offer in offers:
+            self.swarm.add(offer.metainfo, offer.file, None, seed=True)
+            self._seeded[offer.ref.info_hash] = offer.ref
+            # Others get their turn: an add takes 1–2 ms.
+            await trio.lowlevel.checkpoint()
+
+    def _advertise(self) -> None:
+        """Commit our address to the catalog, so that nodes ask us, if we may and it is not there."""
+        host, port = parse_address(self._settings.advertise or self._settings.swarm.listen)
+        if not self._repository.can_commit or (host in _WILDCARDS and not self._settings.advertise):
+            self._advertised = True
+            return
+        address = format_address(host, port or self.swarm.listen[1])
+        with self._repository.lock(ADVERTISE_WAIT_S):
+            seeders = self._repository.catalog().seeders
+            if address not in seeders:
+                self._repository.set_seeders((*seeders, address))
+                log.info("the catalog names %s for peers now", address)
+        self._advertised = True
+
+
+class _Deaf:
+    """An origin asks for nothing, so what the swarm tells is no news."""
+
+    def pieces_arrived(self, info_hash: InfoHash, pieces: Sequence[PieceIndex]) -> None: ...
+
+    def piece_failed(self, info_hash: InfoHash, piece: PieceIndex) -> None: ...
+
+    def peers_changed(self, info_hash: InfoHash, connected: int) -> None: ...
+
+
+def _stamp(file: Path) -> Stamp:
+    """Return what changes when *file* is replaced."""
+    status = file.stat()
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _first(group: BaseException) -> TorrentfsError:
+    """Return the first error in a nursery's nested groups: the others follow from it."""
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    assert isinstance(group, TorrentfsError)
+    return group
+
+
+async def _end_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("ending on %s", signal.Signals(number).name)
+            scope.cancel()
