@@ -1,0 +1,340 @@
+"""This module tests publishing as a whole: what comes in is what can be read back, and unpacked by others."""
+
+import os
+import random
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+from trees import assert_same, odd_tree, open_revision, write
+
+from torrentfs.errors import PublishError, RepositoryError, UsageError
+from torrentfs.repository.metainfo import Kind, parse
+from torrentfs.repository.publisher import Progress, publish
+from torrentfs.repository.workshop import Repository
+
+FILE_LENGTH = 20_000
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository.create(tmp_path / "repository", "alice")
+
+
+def current(repository: Repository, path: str):
+    return open_revision(repository.public, repository.catalog().versions[path].current.ref)
+
+
+def packs(repository: Repository) -> list[Path]:
+    return sorted((repository.public / "packs").glob("*.tar.zst"))
+
+
+def unpack(pack: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    command = ["tar", "--zstd", "--xattrs", "--warning=no-timestamp", "-xpf", str(pack), "-C", str(target)]
+    done = subprocess.run(command, check=True, capture_output=True, timeout=60)
+    assert done.stderr == b""
+
+
+def differences(left: Path, right: Path) -> list[str]:
+    """Compare two trees by contents, modes, times, hard links and extended attributes, with rsync."""
+    command = ["rsync", "-nacHAX", "--delete", "--itemize-changes", f"{left}/", f"{right}/"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
+
+
+def numbered_tree(base: Path, count: int, seed: int = 0) -> Path:
+    chance = random.Random(seed)
+    for number in range(count):
+        directory = base / f"d{number % 7}"
+        directory.mkdir(parents=True, exist_ok=True)
+        write(directory / f"f{number}", chance.randbytes(FILE_LENGTH))
+    return base
+
+
+def test_a_published_tree_is_the_source_in_every_respect(repository: Repository, tmp_path: Path) -> None:
+    source = odd_tree(tmp_path / "source")
+
+    published = publish(repository, source, "odd/v1")
+
+    assert_same(current(repository, "odd/v1"), source)
+    assert published.revision == 1
+    revision = repository.catalog().versions["odd/v1"].current
+    assert revision.mtime_ns == source.stat().st_mtime_ns
+    assert revision.entries == 1 + sum(len(d) + len(f) for _, d, f in os.walk(source))
+
+
+def test_gnu_tar_unpacks_what_was_published(repository: Repository, tmp_path: Path) -> None:
+    source = odd_tree(tmp_path / "source")
+    publish(repository, source, "odd/v1")
+    (pack,) = packs(repository)
+
+    unpack(pack, tmp_path / "unpacked")
+
+    assert differences(source, tmp_path / "unpacked") == []
+    sparse = (tmp_path / "unpacked" / "sub" / "sparse").stat()
+    assert sparse.st_blocks * 512 < sparse.st_size / 10
+
+
+def test_zstd_accepts_a_pack_with_its_table(repository: Repository, tmp_path: Path) -> None:
+    publish(repository, odd_tree(tmp_path / "source"), "odd/v1")
+
+    done = subprocess.run(
+        ["zstd", "-tq", str(packs(repository)[0])], check=False, capture_output=True, timeout=60
+    )
+
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_metainfo_lies_beside_packs_and_manifests(repository: Repository, tmp_path: Path) -> None:
+    publish(repository, odd_tree(tmp_path / "source"), "odd/v1")
+
+    revision = current(repository, "odd/v1")
+
+    for ref in (*revision.manifest.packs, revision.manifest.ref):
+        torrent = (repository.public / ref.kind.torrent_path(ref.info_hash)).read_bytes()
+        metainfo = parse(torrent, ref)
+        data = (repository.public / ref.kind.url_path(ref.info_hash)).read_bytes()
+        assert all(
+            metainfo.verify(piece, data[piece * metainfo.piece_length :][: metainfo.piece_span(piece)])
+            for piece in range(metainfo.piece_count)
+        )
+    assert sorted(path.suffix for path in (repository.public / "packs").iterdir()) == [".torrent", ".zst"]
+
+
+def test_order_and_place_of_creation_do_not_change_the_info_hash(tmp_path: Path) -> None:
+    hashes = set()
+    for order in range(3):
+        repository = Repository.create(tmp_path / f"repository{order}", f"name{order}")
+        source = odd_tree(tmp_path / f"place{order}" / ("x" * order) / "source", order)
+        hashes.add(publish(repository, source, "odd/v1").info_hash)
+
+    assert len(hashes) == 1
+
+
+def test_publishing_the_same_again_packs_nothing_and_gives_the_same_manifest(
+    repository: Repository, tmp_path: Path
+) -> None:
+    source = odd_tree(tmp_path / "source")
+    first = publish(repository, source, "odd/v1")
+
+    second = publish(repository, source, "odd/v1")
+
+    assert (second.info_hash, second.bytes_packed, second.revision) == (first.info_hash, 0, 2)
+
+
+def test_one_percent_of_changes_makes_a_pack_of_one_percent(repository: Repository, tmp_path: Path) -> None:
+    source = numbered_tree(tmp_path / "source", 300)
+    first = publish(repository, source, "tree/v1")
+    for number in (5, 100, 200):
+        write(source / f"d{number % 7}" / f"f{number}", random.Random(number).randbytes(FILE_LENGTH))
+
+    second = publish(repository, source, "tree/v2")
+
+    assert 0.009 < second.bytes_packed / first.bytes_packed < 0.013
+    assert_same(current(repository, "tree/v2"), source)
+    assert len(current(repository, "tree/v2").manifest.packs) == 2
+
+
+def test_a_pack_of_changes_unpacks_over_the_first(repository: Repository, tmp_path: Path) -> None:
+    source = numbered_tree(tmp_path / "source", 20)
+    publish(repository, source, "tree/v1")
+    unpack(packs(repository)[0], tmp_path / "unpacked")
+    before = packs(repository)
+    write(source / "d3" / "f3", b"new")
+    publish(repository, source, "tree/v1")
+
+    (pack,) = set(packs(repository)) - set(before)
+    unpack(pack, tmp_path / "unpacked")
+
+    assert (tmp_path / "unpacked" / "d3" / "f3").read_bytes() == b"new"
+
+
+def test_a_revision_uses_32_older_packs_at_most_and_rewrites_the_emptiest(
+    repository: Repository, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(34):
+        # The twelfth pack holds the least, the rest grow with their numbers.
+        write(source / f"f{number}", random.Random(number).randbytes(10 if number == 12 else 1000 + number))
+        publish(repository, source, "growing")
+
+    manifest = current(repository, "growing").manifest
+
+    assert len(manifest.packs) == 33
+    assert_same(current(repository, "growing"), source)
+    entry = manifest.lookup(0, b"f12")[1]
+    assert entry.extents[0].pack == 32
+
+
+def test_a_content_that_occurs_twice_is_stored_once_and_shown_as_a_hard_link(
+    repository: Repository, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    small, large = random.Random(1).randbytes(5000), random.Random(2).randbytes(600_000)
+    for name, data in (("a", small), ("b", small), ("c", large), ("d", large)):
+        write(source / name, data)
+
+    published = publish(repository, source, "twice")
+
+    assert published.bytes_packed < 620_000
+    assert_same(current(repository, "twice"), source)
+    unpack(packs(repository)[0], tmp_path / "unpacked")
+    numbers = [(tmp_path / "unpacked" / name).stat().st_ino for name in "abcd"]
+    assert numbers[0] == numbers[1] != numbers[2] == numbers[3]
+
+
+def test_random_bytes_are_stored_and_hardly_grow(repository: Repository, tmp_path: Path) -> None:
+    source = tmp_path / "data"
+    write(source, random.Random(1).randbytes(5_000_000))
+
+    published = publish(repository, source, "data")
+
+    assert 5_000_000 <= published.bytes_packed < 5_004_000
+
+
+def test_a_single_file_is_the_root(repository: Repository, tmp_path: Path) -> None:
+    source = tmp_path / "data.bin"
+    write(source, b"alignment" * 100_000, 0o444)
+
+    published = publish(repository, source, "data/Alignment.par")
+
+    revision = current(repository, "data/Alignment.par")
+    assert published.files == revision.manifest.entry_count == 1
+    assert revision.content(revision.manifest.entry(0)) == source.read_bytes()
+    assert repository.catalog().versions["data/Alignment.par"].current.size == 900_000
+    unpack(packs(repository)[0], tmp_path / "unpacked")
+    assert (tmp_path / "unpacked" / "Alignment.par").read_bytes() == source.read_bytes()
+
+
+def test_a_sparse_file_of_500_gb_takes_little(repository: Repository, tmp_path: Path) -> None:
+    size = 500 * 10**9
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        for offset in (0, 123_456_789_012, size - 5):
+            file.seek(offset)
+            file.write(b"here!")
+
+    published = publish(repository, source, "huge")
+
+    assert published.bytes_packed < 10_000
+    revision = current(repository, "huge")
+    root = revision.manifest.entry(0)
+    assert root.size == size
+    assert size - root.hole_length <= 3 * 4096
+    ((offset, extent),) = revision.manifest.extents(root, 123_456_789_012, 5)
+    assert offset <= 123_456_789_012 < offset + extent.length
+    assert extent.pack == 0
+
+
+def test_many_holes_are_paged(repository: Repository, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        for number in range(3000):
+            file.seek(number * 65536)
+            file.write(b"%d" % number)
+
+    publish(repository, source, "holes")
+
+    revision = current(repository, "holes")
+    root = revision.manifest.entry(0)
+    assert root.page_count == 6
+    assert revision.content(root) == source.read_bytes()
+    for number in (0, 1, 511, 512, 1777, 2999):
+        ((_, extent),) = revision.manifest.extents(root, number * 65536, 1)
+        assert extent.pack == 0
+
+
+@pytest.mark.parametrize("kind", ["socket", "fifo", "device"])
+def test_what_cannot_be_published_is_refused_by_name(
+    repository: Repository, tmp_path: Path, kind: str
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    odd = source / "odd one"
+    if kind == "fifo":
+        os.mkfifo(odd)
+    elif kind == "device":
+        if os.geteuid():
+            pytest.skip("needs root to make a device")
+        os.mknod(odd, 0o20666, os.makedev(1, 3))
+    else:
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(str(odd)[-100:] if len(str(odd)) < 100 else os.path.relpath(odd))
+        server.close()
+
+    with pytest.raises(PublishError, match="odd one"):
+        publish(repository, source, "odd")
+
+    assert repository.catalog().versions == {}
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused_by_name(
+    repository: Repository, tmp_path: Path
+) -> None:
+    source = numbered_tree(tmp_path / "source", 100)
+
+    def meddle(progress: Progress) -> None:
+        write(source / "d6" / "f6", b"changed")
+
+    with pytest.raises(PublishError, match=r"d6/f6.*changed"):
+        publish(repository, source, "tree", progress=meddle)
+
+    assert [path.name for path in (repository.public / "packs").iterdir()] == []
+
+
+def test_a_name_that_comes_while_reading_is_noticed(repository: Repository, tmp_path: Path) -> None:
+    source = numbered_tree(tmp_path / "source", 100)
+
+    def meddle(progress: Progress) -> None:
+        (source / "d0" / "new").touch()
+
+    with pytest.raises(PublishError, match=r"d0.*changed"):
+        publish(repository, source, "tree", progress=meddle)
+
+
+def test_nothing_there_is_refused_in_one_line(repository: Repository, tmp_path: Path) -> None:
+    with pytest.raises(PublishError, match=r"nowhere: No such file or directory"):
+        publish(repository, tmp_path / "nowhere", "path")
+
+
+def test_a_path_inside_another_is_refused_before_reading(repository: Repository, tmp_path: Path) -> None:
+    write(tmp_path / "file", b"1")
+    publish(repository, tmp_path / "file", "a/b")
+
+    with pytest.raises(UsageError):
+        publish(repository, tmp_path / "nowhere", "a/b/c")
+
+
+def test_a_lost_index_is_made_anew(repository: Repository, tmp_path: Path) -> None:
+    source = odd_tree(tmp_path / "source")
+    first = publish(repository, source, "odd/v1")
+    for index in repository.private.glob("contents.sqlite*"):
+        index.write_bytes(b"not a database at all" * 100)
+
+    second = publish(repository, source, "odd/v1")
+
+    assert (second.info_hash, second.bytes_packed) == (first.info_hash, 0)
+
+
+def test_a_missing_manifest_is_named(repository: Repository, tmp_path: Path) -> None:
+    write(tmp_path / "file", b"1")
+    published = publish(repository, tmp_path / "file", "a")
+    publish(repository, tmp_path / "file", "c")
+    (repository.public / Kind.MANIFEST.url_path(published.info_hash)).unlink()
+    (repository.private / "contents.sqlite").unlink()
+
+    with pytest.raises(RepositoryError, match=published.info_hash.hex()):
+        publish(repository, tmp_path / "file", "b")
+
+
+def test_progress_ends_at_its_total(repository: Repository, tmp_path: Path) -> None:
+    source = numbered_tree(tmp_path / "source", 100)
+    reports: list[Progress] = []
+
+    publish(repository, source, "tree", progress=reports.append)
+    publish(repository, source, "tree", progress=reports.append)
+
+    assert reports[-1].bytes_done == reports[-1].bytes_total == 2 * 100 * FILE_LENGTH
