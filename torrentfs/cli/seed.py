@@ -26,8 +26,8 @@ Examples:
 def command(repo: Path, http: str, listen: str | None, advertise: str) -> None:
     """Be the origin of the repository REPO: seed all its packs, and serve public/ over HTTP.
 
-    It stays until SIGTERM or Ctrl-C, and notices new revisions by itself. Where it can read the online keys, it
-    puts its address into the catalog, so that nodes find it.
+    It stays until SIGTERM or Ctrl-C, and notices new revisions by itself. Where it can read the online keys,
+    it puts its address into the catalog, so that nodes find it.
     """
     from torrentfs.config import SeedSettings, SwarmSettings, parse_address  # noqa: PLC0415
     from torrentfs.daemon.notify import notify_ready  # noqa: PLC0415
