@@ -14,7 +14,7 @@ import trio
 
 from torrentfs.config import MountSettings
 from torrentfs.daemon import refresh
-from torrentfs.errors import DeadlineError, TorrentfsError
+from torrentfs.errors import DeadlineError, TorrentfsError, TrustError
 from torrentfs.repository.catalog import Catalog
 
 Show = Callable[[Catalog], Awaitable[None]]
@@ -63,6 +63,8 @@ class Currency:
         try:
             self.catalog = await self._fetch(known, deadline_s)
         except TorrentfsError as error:
+            if known is None and isinstance(error, TrustError):
+                raise TrustError(f"{error}; is {self._origin.trust} this repository's root.json?") from error
             if known is None:
                 raise
             log.warning("starting with the last known catalog, version %d: %s", known.version, error)
