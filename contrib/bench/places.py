@@ -78,6 +78,11 @@ class Mount:
     def usage(self) -> Usage | None:
         return usage(self.node.pid)
 
+    def fetched_bytes(self) -> int:
+        """Return the payload bytes that the node got since it was mounted."""
+        moved = self.node.stats()["bytes"]
+        return int(moved["from_peers"] + moved["from_mirrors"])
+
 
 def mounted(corner: Corner, node: Node, tree_path: str, file_path: str) -> Corner:
     """Return *corner* as it appears on *node*'s mount."""
