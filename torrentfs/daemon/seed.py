@@ -63,9 +63,10 @@ async def seed(
     origin = Origin(Repository(directory), settings)
     async with trio.open_nursery() as nursery:
         await nursery.start(origin.swarm.run)
-        if settings.http:
-            origin.http = await nursery.start(serve, application(origin.files), settings.http)
         await origin.look()
+        if settings.http:
+            # Last: who sees the web site finds the seeder complete.
+            origin.http = await nursery.start(serve, application(origin.files), settings.http)
         task_status.started(origin)
         await origin.keep_looking()
 
