@@ -4,6 +4,7 @@ Nothing here looks at the mount itself: a process that does so to its own mount 
 """
 
 import os
+import subprocess
 from pathlib import Path
 
 from torrentfs.errors import MountError
@@ -11,6 +12,7 @@ from torrentfs.errors import MountError
 MOUNTINFO = Path("/proc/self/mountinfo")
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 BACKING_DEVICES = Path("/sys/class/bdi")
+MOUNT_TIMEOUT_S = 5.0
 
 
 def device_of(mountpoint: Path) -> str:
@@ -30,8 +32,24 @@ def device_of(mountpoint: Path) -> str:
     return found
 
 
+def open_control() -> None:
+    """Mount the kernel's FUSE control files where they belong, if systemd has not: in a container, say.
+
+    Raises:
+        OSError: it is root's to do.
+        subprocess.SubprocessError: it did not work.
+    """
+    if not os.path.ismount(CONNECTIONS):
+        subprocess.run(
+            ["mount", "-t", "fusectl", "fusectl", CONNECTIONS],
+            check=True,
+            capture_output=True,
+            timeout=MOUNT_TIMEOUT_S,
+        )
+
+
 def tune(device: str, *, background_max: int, read_ahead_kib: int) -> None:
-    """Let more requests be in the background than 12, and read ahead *read_ahead_kib*.
+    """Read ahead *read_ahead_kib*, and let more requests be in the background than 12.
 
     With 12, some 20 readers that wait hold up the first read of any other file.
 
@@ -39,10 +57,10 @@ def tune(device: str, *, background_max: int, read_ahead_kib: int) -> None:
         OSError: it is root's to set.
     """
     connection = CONNECTIONS / device.rpartition(":")[2]
+    (BACKING_DEVICES / device / "read_ahead_kb").write_text(str(read_ahead_kib))
     (connection / "max_background").write_text(str(background_max))
     # Above this the kernel takes the backing device for congested and drops readahead.
     (connection / "congestion_threshold").write_text(str(max(background_max * 3 // 4, 1)))
-    (BACKING_DEVICES / device / "read_ahead_kb").write_text(str(read_ahead_kib))
 
 
 def abort(device: str) -> None:

@@ -6,6 +6,7 @@ What can be answered at once is, without a checkpoint: pyfuse3 itself costs some
 import logging
 import os
 import re
+import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -70,6 +71,11 @@ class Session:
         options = {*_OPTIONS, f"fsname={_plain(self._filesystem.tree.catalog.name)}"}
         if _is_root():
             options.add("allow_other")
+            # Without the control files, 12 readers that wait hold up others: worth a line, not worth failing.
+            try:
+                kernel.open_control()
+            except (OSError, subprocess.SubprocessError) as error:
+                log.info("%s: %s", kernel.CONNECTIONS, error)
         try:
             pyfuse3.init(operations, str(self._mountpoint), options)
         except RuntimeError as error:
