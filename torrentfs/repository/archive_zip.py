@@ -40,6 +40,8 @@ def read_zip(file: IO[bytes], tree: ArchiveTree, spool: "_Spool") -> None:
         RuntimeError,
         ValueError,
         OverflowError,
+        IndexError,
+        KeyError,
         struct.error,
         zlib.error,
     ) as error:
@@ -51,7 +53,7 @@ def _add(archive: zipfile.ZipFile, member: zipfile.ZipInfo, tree: ArchiveTree, s
     name = _name(member)
     mode = member.external_attr >> 16 if member.create_system == _UNIX else 0
     kind, bits, mtime_ns = stat.S_IFMT(mode), mode & 0o7777, _mtime_ns(member)
-    if member.is_dir() or kind == stat.S_IFDIR:
+    if name.endswith(b"/") or kind == stat.S_IFDIR:
         tree.add(name, Node(b"", stat.S_IFDIR | (bits or 0o755), mtime_ns, children=[]))
     elif kind == stat.S_IFLNK:
         if member.file_size > TARGET_LENGTH_MAX:

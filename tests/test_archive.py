@@ -1,0 +1,256 @@
+"""This module tests archives as sources: the same tree comes out, and hostile ones give one clear error."""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import stat
+import struct
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from trees import assert_same, odd_tree, open_revision
+
+from torrentfs.errors import PublishError
+from torrentfs.repository import archive
+from torrentfs.repository.node import Node, walk
+from torrentfs.repository.publisher import publish
+from torrentfs.repository.source import open_source
+from torrentfs.repository.workshop import Repository
+
+
+def tar_file(path: Path, *members: tarfile.TarInfo, data: bytes = b"") -> Path:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as target:
+        for member in members:
+            member.size = len(data) if member.isreg() else 0
+            target.addfile(member, io.BytesIO(data) if member.isreg() else None)
+    return path
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname = kind, target
+    return made
+
+
+def names(path: Path) -> dict[bytes, Node]:
+    source = open_source(path)
+    source.close()
+    return dict(walk(source.root))
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(PublishError) as caught:
+        open_source(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+def test_gnu_tar_of_a_tree_gives_the_tree(tmp_path: Path) -> None:
+    source = odd_tree(tmp_path / "source")
+    packed = tmp_path / "packed.tar.zst"
+    command = [
+        "tar",
+        "--zstd",
+        "--sparse",
+        "--xattrs",
+        "--format=pax",
+        "-cf",
+        str(packed),
+        "-C",
+        str(source),
+        ".",
+    ]
+    subprocess.run(command, check=True, timeout=60)
+    repository = Repository.create(tmp_path / "repository", "alice")
+
+    publish(repository, packed, "odd/v1")
+
+    revision = open_revision(repository.public, repository.catalog().versions["odd/v1"].current.ref)
+    assert_same(revision, source)
+
+
+def test_a_tree_and_its_tar_are_the_same_input(tmp_path: Path) -> None:
+    source = odd_tree(tmp_path / "source")
+    packed = tmp_path / "packed.tar"
+    command = ["tar", "--sparse", "--xattrs", "--format=pax", "-cf", str(packed), "-C", str(source), "."]
+    subprocess.run(command, check=True, timeout=60)
+
+    hashes = {
+        publish(Repository.create(tmp_path / f"repository{number}", "alice"), what, "odd").info_hash
+        for number, what in enumerate((source, packed))
+    }
+
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"),
+    [
+        ("tar", bytes),
+        ("tar.gz", gzip.compress),
+        ("tgz", gzip.compress),
+        ("tar.bz2", bz2.compress),
+        ("tar.xz", lzma.compress),
+        ("tar.zst", zstandard.compress),
+    ],
+)
+def test_every_compression_is_read(tmp_path: Path, suffix: str, compress) -> None:
+    plain = tar_file(tmp_path / "plain.tar", member("dir/file"), data=b"12345")
+    packed = tmp_path / f"packed.{suffix}"
+    packed.write_bytes(compress(plain.read_bytes()))
+
+    found = names(packed)
+
+    assert sorted(found) == [b"", b"dir", b"dir/file"]
+    assert found[b"dir/file"].size == 5
+
+
+def test_a_zip_keeps_modes_links_and_times(tmp_path: Path) -> None:
+    packed = tmp_path / "packed.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        program = zipfile.ZipInfo("bin/run", (2020, 2, 3, 4, 5, 6))
+        program.external_attr = 0o100755 << 16
+        program.extra = struct.pack("<HHBi", 0x5455, 5, 1, 1_600_000_001)
+        target.writestr(program, b"#!/bin/sh\n")
+        link = zipfile.ZipInfo("bin/link", (2020, 2, 3, 4, 5, 6))
+        link.external_attr = 0o120777 << 16
+        target.writestr(link, b"run")
+
+    found = names(packed)
+
+    assert (found[b"bin/run"].mode, found[b"bin/run"].mtime_ns) == (0o100755, 1_600_000_001 * 10**9)
+    assert (found[b"bin/link"].target, stat.S_ISLNK(found[b"bin/link"].mode)) == (b"run", True)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../up", "a/.."])
+def test_a_name_that_leaves_the_package_is_refused(tmp_path: Path, name: str) -> None:
+    assert "would leave" in refusal(tar_file(tmp_path / "a.tar", member(name)))
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../up"])
+def test_a_name_that_leaves_the_package_is_refused_in_zips(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as target:
+        target.writestr(name, b"")
+
+    assert "would leave" in refusal(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("second", ["a", "./a", ".//a/"])
+def test_a_name_that_occurs_twice_is_refused(tmp_path: Path, second: str) -> None:
+    assert "twice" in refusal(tar_file(tmp_path / "a.tar", member("a"), member(second)))
+
+
+def test_nothing_is_written_through_a_symbolic_link(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    packed = tar_file(tmp_path / "a.tar", member("a", tarfile.SYMTYPE, str(outside)), member("a/b"))
+
+    assert "no directory" in refusal(packed)
+    assert list(outside.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["b", "a", "../../etc/passwd", "/etc/passwd", "d"])
+def test_a_hard_link_to_nothing_itself_outside_or_a_directory_is_refused(tmp_path: Path, target: str) -> None:
+    packed = tar_file(
+        tmp_path / "a.tar", member("d", tarfile.DIRTYPE), member("a", tarfile.LNKTYPE, target), member("b")
+    )
+
+    refusal(packed)
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"Z"])
+def test_devices_and_fifos_are_refused_by_name(tmp_path: Path, kind: bytes) -> None:
+    packed = tar_file(tmp_path / "a.tar", member("odd one"))
+    data = bytearray(packed.read_bytes())
+    data[156:157] = kind
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    packed.write_bytes(data)
+    assert "odd one" in refusal(packed)
+
+
+@pytest.mark.parametrize("suffix", ["tar.gz", "tar.zst", "zip"])
+def test_a_bomb_is_refused(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "EXPANSION_FREE", 1024 * 1024)
+    monkeypatch.setattr(archive, "EXPANSION_MAX", 10)
+    plain = tar_file(tmp_path / "plain.tar", member("zeros"), data=bytes(20_000_000))
+    packed = tmp_path / f"packed.{suffix}"
+    if suffix == "zip":
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+            target.write(plain, "zeros")
+    else:
+        packed.write_bytes((gzip if suffix == "tar.gz" else zstandard).compress(plain.read_bytes()))
+
+    assert "expands to more" in refusal(packed)
+
+
+def test_an_absurdly_long_header_is_refused_without_reading_it(tmp_path: Path) -> None:
+    packed = tar_file(tmp_path / "a.tar", member("a"))
+    header = bytearray(packed.read_bytes()[:512])
+    header[156:157] = b"x"
+    header[124:136] = b"77777777777\0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    packed.write_bytes(bytes(header) + packed.read_bytes())
+
+    assert "header" in refusal(packed)
+
+
+def test_a_chain_of_headers_is_refused(tmp_path: Path) -> None:
+    packed = tmp_path / "a.tar"
+    long_name = tarfile.TarInfo("././@LongLink")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 1
+    packed.write_bytes((long_name.tobuf(tarfile.GNU_FORMAT) + bytes(512)) * 20_000)
+
+    refusal(packed)
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst", "zip"])
+@pytest.mark.parametrize("data", [b"", b"\0", b"not an archive" * 100])
+def test_what_is_no_archive_is_refused(tmp_path: Path, suffix: str, data: bytes) -> None:
+    packed = tmp_path / f"a.{suffix}"
+    packed.write_bytes(data)
+
+    refusal(packed)
+
+
+def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
+    packed = tar_file(tmp_path / "a.tar", member("a"), data=os.urandom(5000))
+    packed.write_bytes(packed.read_bytes()[:3000])
+
+    assert "damaged" in refusal(packed)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_archive_gives_a_tree_or_one_error(tmp_path: Path, data: st.DataObject) -> None:
+    suffix = data.draw(st.sampled_from(["tar", "zip"]))
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+            target.writestr("dir/a", b"12345" * 50)
+            target.writestr("dir/b", b"")
+    else:
+        links = member("dir/l", tarfile.SYMTYPE, "a"), member("h", tarfile.LNKTYPE, "dir/a")
+        tar_file(path, member("dir/" + "x" * 150), member("dir/a"), *links, data=b"12345")
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+
+    try:
+        source = open_source(path)
+    except PublishError as error:
+        assert "\n" not in str(error)
+    else:
+        source.close()
