@@ -68,7 +68,7 @@ class Session:
             loop.remove()
 
     def _mount(self, operations: "_Operations") -> None:
-        options = {*_OPTIONS, f"fsname={_plain(self._filesystem.tree.catalog.name)}"}
+        options = {*_OPTIONS, f"fsname={self._settings.source or _plain(self._filesystem.tree.catalog.name)}"}
         if _is_root():
             options.add("allow_other")
             # Without the control files, 12 readers that wait hold up others: worth a line, not worth failing.
