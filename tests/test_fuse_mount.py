@@ -236,6 +236,8 @@ def test_an_aborted_connection_ends_a_server_whose_readers_wait(mount: Mount) ->
 
     assert mount.process.wait(WAIT_S) == 0
     assert readers.communicate(timeout=WAIT_S)[0].startswith("errno ")
+    with pytest.raises(MountError):
+        kernel.device_of(mount.path)
 
 
 @pytest.mark.root

@@ -72,6 +72,16 @@ def abort(device: str) -> None:
     (CONNECTIONS / device.rpartition(":")[2] / "abort").write_text("1")
 
 
+def detach(mountpoint: Path) -> None:
+    """Take a mount out of the tree at once; who still uses it keeps it, or an error if it is dead.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it did not work.
+    """
+    command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+    subprocess.run([*command, "--", mountpoint], check=True, capture_output=True, timeout=MOUNT_TIMEOUT_S)
+
+
 def _escape(path: bytes) -> bytes:
     for special in (b"\\", b" ", b"\t", b"\n"):
         path = path.replace(special, b"\\%03o" % special[0])

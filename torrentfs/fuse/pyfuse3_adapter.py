@@ -43,6 +43,7 @@ class Session:
         self._filesystem = filesystem
         self._mountpoint = mountpoint
         self._settings = settings
+        self._device = ""
         self._one_at_a_time = trio.CapacityLimiter(1)
 
     async def forget(self, changes: Changes) -> None:
@@ -104,8 +105,9 @@ class Session:
     def _tune(self) -> None:
         settings = self._settings
         try:
+            self._device = kernel.device_of(self._mountpoint)
             kernel.tune(
-                kernel.device_of(self._mountpoint),
+                self._device,
                 background_max=settings.background_max,
                 read_ahead_kib=settings.read_ahead_kib,
             )
@@ -118,6 +120,10 @@ class Session:
             async with self._one_at_a_time:
                 pass
         pyfuse3.close()
+        # An aborted connection leaves a dead mount, which libfuse takes for one that is gone.
+        with suppress(MountError, OSError, subprocess.SubprocessError):
+            if self._device and kernel.device_of(self._mountpoint) == self._device:
+                kernel.detach(self._mountpoint)
 
 
 async def serve(
