@@ -63,6 +63,7 @@ class Publication:
         self._large_sizes: set[int] = set()
         self._empty = Content(stream.Hash(0, None).digest(), 0)
         self._hashed: dict[int, bytes] = {}
+        self._old_packs: list[int] = []
         self._whole = True
         self._done = self._reported = self._total = 0
         self._part_count = 0
@@ -113,7 +114,9 @@ class Publication:
             if digest not in places:
                 places[digest] = index.places(digest)
             self._report(node.size)
-        for digest, place in choose(places, sizes).items():
+        chosen = choose(places, sizes)
+        self._old_packs = sorted({pack for place in chosen.values() for pack in place.packs})
+        for digest, place in chosen.items():
             self._contents[digest] = Content(digest, sizes[digest], row=place.row)
         self._whole = not self._contents
 
@@ -222,9 +225,7 @@ class Publication:
 
     def _write(self, index: ContentIndex, packer: Packer) -> tuple[Metainfo, int]:
         """Write the manifest: first the earlier packs that are used, in their order, then the new ones."""
-        rows = {content.row for content in self._contents.values() if content.row}
-        reused = {row: index.extents(row) for row in rows}
-        old = sorted({extent.pack for extents in reused.values() for extent in extents} - {HOLE})
+        old = self._old_packs
         position = {identity: number for number, identity in enumerate(old)}
         packs = [index.pack(identity) for identity in old]
         packs += [PackRow(pack.info_hash, pack.length, pack.piece_length) for pack in packer.packs]
@@ -244,7 +245,7 @@ class Publication:
                 return stream.extents(content, locate)
             return (
                 extent if extent.pack == HOLE else msgspec.structs.replace(extent, pack=position[extent.pack])
-                for extent in reused[content.row]
+                for extent in index.extents(content.row)
             )
 
         public, root = self._repository.public, self._source.root
