@@ -6,6 +6,7 @@ a mirror brings is verified here, so that no peer is blamed for it, and given to
 seeds it. A piece is claimed in the store before anybody who waits for it is told.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 
@@ -27,6 +28,8 @@ _LOG = logging.getLogger(__name__)
 
 READAHEAD_PATIENCE_S = 5.0
 """How long peers may take for a piece that nobody waits for yet."""
+EXPECTED_MAX = 64
+"""Torrents of which one call gets ready at most: a revision of 500 GB has 500 packs."""
 EXPECTED_KEEP_S = 60.0
 """After which a torrent that nobody waits for is given up."""
 RESUME_KEEP_S = 5.0
@@ -85,7 +88,7 @@ class Fetcher:
 
     def expect(self, refs: Iterable[TorrentRef], sources: Sources) -> None:
         """Get ready for torrents that will be read soon: their metainfo, and connections to their peers."""
-        for ref in refs:
+        for ref in itertools.islice(refs, EXPECTED_MAX):
             held = self._store.get(ref.info_hash)
             if held is not None and held.complete:
                 continue

@@ -67,6 +67,8 @@ class Mirror:
         self.requests = 0
         self.requests_max = requests_max
         self._timeout_s = timeout_s
+        # Small files have their own places: many that are expected must not keep one piece waiting.
+        self._small_files = trio.CapacityLimiter(max(1, requests_max // 2))
         self._clock = clock
         self._pauses: dict[InfoHash | None, _Pause] = {}
         self._directory = _directory(self.base)
@@ -130,8 +132,17 @@ class Mirror:
         Raises:
             MirrorError: the mirror fails, stalls, or the file is longer than *length_max*.
         """
-        if self._directory:
-            return await trio.to_thread.run_sync(_read_file, self._directory / path, 0, length_max, None)
+        async with self._small_files:
+            if self._directory:
+                return await trio.to_thread.run_sync(_read_file, self._directory / path, 0, length_max, None)
+            return await self._download(path, length_max)
+
+    async def close(self) -> None:
+        """Close idle connections."""
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def _download(self, path: str, length_max: int) -> bytes:
         body = bytearray()
         async with self._response(path, {}) as response:
             if response.status_code != 200:
@@ -141,11 +152,6 @@ class Mirror:
                 if len(body) > length_max:
                     raise MirrorError(f"{path} is longer than {length_max} bytes")
         return bytes(body)
-
-    async def close(self) -> None:
-        """Close idle connections."""
-        if self._client is not None:
-            await self._client.aclose()
 
     def _pauses_of(self, info_hash: InfoHash) -> list[_Pause]:
         return [self._pauses.get(key) or _Pause() for key in (info_hash, None)]
@@ -206,9 +212,10 @@ def _http_client(base: str, requests_max: int, timeout_s: float) -> "httpx.Async
         verify=base.startswith("https:"),
         follow_redirects=False,
         trust_env=False,
-        timeout=timeout_s,
+        # Who waits for a connection to come free is no sign of a bad mirror.
+        timeout=httpx.Timeout(timeout_s, pool=None),
         headers={"Accept-Encoding": "identity", "User-Agent": "torrentfs"},
-        limits=httpx.Limits(max_connections=requests_max, max_keepalive_connections=requests_max),
+        limits=httpx.Limits(max_connections=2 * requests_max, max_keepalive_connections=requests_max),
     )
 
 

@@ -44,7 +44,6 @@ class Held:
         "piece_length",
         "ref",
         "states",
-        "used_s",
     )
 
     def __init__(self, ref: TorrentRef, piece_length: int, number: int, cached: int = 0) -> None:
@@ -56,7 +55,6 @@ class Held:
         self.states = bytearray(self.piece_count)
         self.digests = bytearray()
         self.lost: list[PieceIndex] = []
-        self.used_s = 0
 
     @property
     def complete(self) -> bool:
