@@ -7,6 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +47,17 @@ class Currency:
         self._settings = settings
         self._one_at_a_time = trio.Lock()
         self._fails = False
+        self._started_s = time.time()
         self.catalog: Catalog
 
     @property
     def age_s(self) -> float:
         """Seconds since the repository was last seen to have nothing newer, a restart or not in between."""
-        return max(time.time() - self._confirmation.stat().st_mtime, 0.0)
+        try:
+            confirmed_s = self._confirmation.stat().st_mtime
+        except OSError:
+            confirmed_s = self._started_s
+        return max(time.time() - confirmed_s, 0.0)
 
     async def first(self) -> Catalog:
         """Return the catalog to start with: a fresh one, else the last known one if that takes too long.
@@ -83,6 +89,8 @@ class Currency:
                 if not self._fails:
                     log.warning("the catalog stays at version %d: %s", self.catalog.version, error)
                 self._fails = True
+            except Exception:
+                log.exception("the catalog stays at version %d for a fault of ours", self.catalog.version)
 
     async def check(self, show: Show) -> bool:
         """Ask for a newer catalog now, *show* it if there is one, and tell whether there was.
@@ -112,7 +120,9 @@ class Currency:
                     catalog = await refresh.refresh(origin.url, origin.directory, origin.trust, deadline_s)
         except trio.TooSlowError:
             raise DeadlineError(f"{origin.url} did not answer within {deadline_s:g} s") from None
-        self._confirmation.touch()
+        # A full disk costs the figure of `stats`, not the mount.
+        with suppress(OSError):
+            self._confirmation.touch()
         return catalog
 
     @property

@@ -1,0 +1,102 @@
+"""Keeping a mount's catalog current: a start without the repository, newer ones, and their age."""
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from torrentfs.config import MountSettings
+from torrentfs.daemon.currency import Currency, Origin, repository_directory
+from torrentfs.errors import FetchError, TrustError
+from torrentfs.repository.catalog import Catalog
+from torrentfs.repository.workshop import Repository
+
+SETTINGS = MountSettings(refresh_interval_s=0.05)
+DEADLINE_S = 30
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository.create(tmp_path / "repo", "alice")
+
+
+def origin_of(repository: Repository, tmp_path: Path) -> Origin:
+    """Return an origin with a copy of the trust file, as on a node."""
+    trust = tmp_path / "root.json"
+    trust.write_bytes((repository.public / "root.json").read_bytes())
+    directory = repository_directory(tmp_path / "cache", trust)
+    directory.mkdir(parents=True, exist_ok=True)
+    return Origin(repository.public.as_uri(), directory, trust)
+
+
+async def test_a_newer_catalog_is_shown_and_counts_as_known(repository: Repository, tmp_path: Path) -> None:
+    currency = Currency(origin_of(repository, tmp_path), SETTINGS)
+    first = await currency.first()
+    shown: list[int] = []
+
+    async with trio.open_nursery() as nursery:
+
+        async def show(catalog: Catalog) -> None:
+            shown.append(catalog.version)
+            nursery.cancel_scope.cancel()
+
+        nursery.cancel_scope.deadline = trio.current_time() + DEADLINE_S
+        nursery.start_soon(currency.keep, show)
+        await trio.to_thread.run_sync(repository.refresh)
+
+    assert shown == [first.version + 1]
+
+
+async def test_a_catalog_that_is_current_is_not_shown_again(repository: Repository, tmp_path: Path) -> None:
+    currency = Currency(origin_of(repository, tmp_path), SETTINGS)
+    await currency.first()
+
+    async def show(catalog: Catalog) -> None:
+        raise AssertionError
+
+    assert not await currency.check(show)
+    assert currency.age_s < DEADLINE_S
+
+
+@pytest.mark.warns("starting with the last known catalog")
+async def test_a_start_without_the_repository_takes_the_last_known_one(
+    repository: Repository, tmp_path: Path
+) -> None:
+    origin = origin_of(repository, tmp_path)
+    known = await Currency(origin, SETTINGS).first()
+    repository.public.rename(tmp_path / "away")
+
+    assert await Currency(origin, SETTINGS).first() == known
+
+
+@pytest.mark.warns("the catalog stays at version 1")
+async def test_an_outage_is_logged_once(
+    repository: Repository, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    currency = Currency(origin_of(repository, tmp_path), SETTINGS)
+    await currency.first()
+    repository.public.rename(tmp_path / "away")
+
+    async def show(catalog: Catalog) -> None:
+        raise AssertionError
+
+    with trio.move_on_after(0.5):
+        await currency.keep(show)
+
+    assert sum("the catalog stays" in record.getMessage() for record in caplog.records) == 1
+
+
+async def test_without_any_catalog_a_start_fails(repository: Repository, tmp_path: Path) -> None:
+    origin = origin_of(repository, tmp_path)
+    repository.public.rename(tmp_path / "away")
+
+    with pytest.raises(FetchError):
+        await Currency(origin, SETTINGS).first()
+
+
+async def test_another_repositorys_root_is_named(repository: Repository, tmp_path: Path) -> None:
+    other = Repository.create(tmp_path / "other", "alice")
+    origin = origin_of(other, tmp_path)
+
+    with pytest.raises(TrustError, match=r"root\.json"):
+        await Currency(Origin(repository.public.as_uri(), origin.directory, origin.trust), SETTINGS).first()
