@@ -222,6 +222,24 @@ async def test_pieces_said_to_be_here_are_seeded_and_not_fetched(
         assert read_piece(tmp_path / "second", 6) == piece_of(content, 6)
 
 
+@pytest.mark.warns("does not hold what was said", "cannot|shorter")
+async def test_file_that_is_cut_short_after_we_looked_is_checked_and_goes_on(
+    content: bytes, metainfo: Metainfo, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torrentfs.node.swarm.credible", lambda metainfo, file, have: list(have))
+    short = tmp_path / "short"
+    short.write_bytes(content[: 2 * PIECE_LENGTH])
+    async with running() as (origin, _), running() as (node, seen):
+        origin.add(metainfo, whole, None, seed=True)
+        node.add(metainfo, short, [True] * PIECES, [origin.listen])
+        await seen.until(lambda seen: seen.connected)
+
+        node.want(metainfo.info_hash, pieces(1, 2), urgent=True)
+        await seen.until(lambda seen: 2 in seen.arrived)
+
+        assert 1 not in seen.arrived
+
+
 @pytest.mark.warns("is shorter than")
 async def test_claims_past_the_end_of_the_file_are_not_believed(
     content: bytes, metainfo: Metainfo, whole: Path, tmp_path: Path

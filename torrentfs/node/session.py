@@ -102,8 +102,6 @@ def torrent_parameters(
     parameters.save_path = str(file.parent)
     parameters.renamed_files = {0: file.name}
     parameters.have_pieces = list(have)
-    # Not the flag default_dont_download: that sends data to a hidden .parts file.
-    parameters.piece_priorities = [0] * metainfo.piece_count
     parameters.peers = list(peers)
     flags = lt.torrent_flags
     # Paused, then resumed: that dials the peers at once instead of at the next tick, up to 1 s later.
@@ -111,7 +109,11 @@ def torrent_parameters(
     # What readers ask ahead comes in the order of the file, not rarest first.
     parameters.flags |= flags.sequential_download
     if seed:
+        # Each piece is verified before its first upload; priorities would switch that off.
         parameters.flags |= flags.seed_mode
+    else:
+        # Not the flag default_dont_download: that sends data to a hidden .parts file.
+        parameters.piece_priorities = [0] * metainfo.piece_count
     return parameters
 
 

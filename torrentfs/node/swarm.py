@@ -65,6 +65,7 @@ class Swarm:
         self._bell = Wakeup()
         self._dialled = trio.Event()
         self._dispatch: dict[type, Callable[[Any], None]] = {
+            lt.state_changed_alert: self._on_state_changed,
             lt.torrent_checked_alert: self._on_torrent_checked,
             lt.hash_failed_alert: self._on_hash_failed,
             lt.peer_connect_alert: self._on_peer_connect,
@@ -249,6 +250,12 @@ class Swarm:
             return None
         torrent = self._torrents.get(info_hash)
         return torrent if torrent is not None and torrent.handle == alert.handle else None
+
+    def _on_state_changed(self, alert: Any) -> None:
+        if alert.state == lt.torrent_status.checking_files and (torrent := self._torrent_of(alert)):
+            log.warning("%s does not hold what was said: all of it is checked", torrent.file)
+            torrent.is_doubted = True
+            torrent.handle.resume()  # asleep it would not be checked
 
     def _on_torrent_checked(self, alert: Any) -> None:
         if torrent := self._torrent_of(alert):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import libtorrent as lt
+
 from torrentfs.node.session import torrent_parameters
 from torrentfs.node.sockets import Address
 from torrentfs.repository.metainfo import Metainfo, PieceIndex
@@ -31,6 +33,8 @@ class Torrent:
     handle: Any = None
     is_open: bool = False
     """What is injected before libtorrent has looked at the file is lost in 2 of 100 cases."""
+    is_doubted: bool = False
+    """Whether libtorrent reads the whole file instead of taking our word."""
     peers: set[Address] = field(default_factory=set)
     """Whom we were told of, by number."""
     wanted: dict[PieceIndex, int] = field(default_factory=dict)
@@ -56,6 +60,9 @@ class Torrent:
     def open(self) -> None:
         """Dial, and ask for what was wanted so far: libtorrent has looked at the file, or taken our word."""
         self.is_open = True
+        if self.is_doubted:
+            self.is_doubted = False
+            self.have = list(self.handle.status(lt.torrent_handle.query_pieces).pieces)
         self.dialled_at = time.monotonic()
         # Not before: resumed while its file is looked at, it would dial at the next tick, up to 1 s on.
         self.handle.resume()
