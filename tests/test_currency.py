@@ -7,7 +7,7 @@ import trio
 
 from torrentfs.config import MountSettings
 from torrentfs.daemon.currency import Currency, Origin, repository_directory
-from torrentfs.errors import FetchError, TrustError
+from torrentfs.errors import FetchError, FormatError, TrustError
 from torrentfs.repository.catalog import Catalog
 from torrentfs.repository.workshop import Repository
 
@@ -45,6 +45,27 @@ async def test_a_newer_catalog_is_shown_and_counts_as_known(repository: Reposito
         await trio.to_thread.run_sync(repository.refresh)
 
     assert shown == [first.version + 1]
+
+
+async def test_a_catalog_that_could_not_be_shown_is_shown_at_the_next_look(
+    repository: Repository, tmp_path: Path
+) -> None:
+    currency = Currency(origin_of(repository, tmp_path), SETTINGS)
+    await currency.first()
+    await trio.to_thread.run_sync(repository.refresh)
+    shown: list[int] = []
+
+    async def refuse(catalog: Catalog) -> None:
+        raise FormatError("it cannot be shown")
+
+    async def show(catalog: Catalog) -> None:
+        shown.append(catalog.version)
+
+    with pytest.raises(FormatError):
+        await currency.check(refuse)
+    assert await currency.check(show)
+
+    assert shown == [2]
 
 
 async def test_a_catalog_that_is_current_is_not_shown_again(repository: Repository, tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ from torrentfs.repository.catalog import Catalog
 Show = Callable[[Catalog], Awaitable[None]]
 """Makes a newer catalog visible."""
 
+REFRESH_TIME_MIN_S = 2.0
+"""What a verification gets at least, however long the question whether there is anything new took."""
+
 log = logging.getLogger(__name__)
 
 
@@ -47,6 +50,7 @@ class Currency:
         self._settings = settings
         self._one_at_a_time = trio.Lock()
         self._fails = False
+        self._in_doubt = False
         self._started_s = time.time()
         self.catalog: Catalog
 
@@ -98,32 +102,36 @@ class Currency:
         Raises: TrustError, FetchError: the known one stays.
         """
         async with self._one_at_a_time:
-            catalog = await self._fetch(self.catalog, self._settings.refresh_deadline_s)
-            if catalog == self.catalog:
-                return False
-            await show(catalog)
-            self.catalog = catalog
-            log.info("showing catalog version %d", catalog.version)
-            return True
+            # What was kept on disk may be newer than what is shown, if showing it failed or was not waited for.
+            known = refresh.last_known(self._origin.directory) if self._in_doubt else self.catalog
+            self._in_doubt = True
+            catalog = await self._fetch(known, self._settings.refresh_deadline_s)
+            changed = catalog != self.catalog
+            if changed:
+                await show(catalog)
+                self.catalog = catalog
+                log.info("showing catalog version %d", catalog.version)
+            self._in_doubt = False
+            return changed
 
     async def _fetch(self, known: Catalog | None, deadline_s: float) -> Catalog:
         """Return *known* if the repository has nothing newer, else what it has, verified.
 
         Raises: TrustError, FetchError, DeadlineError.
         """
-        origin = self._origin
+        origin, deadline = self._origin, trio.current_time() + deadline_s
         try:
-            with trio.fail_after(deadline_s):
-                if known is not None and await refresh.unchanged(origin.url, origin.directory):
-                    catalog = known
-                else:
-                    catalog = await refresh.refresh(origin.url, origin.directory, origin.trust, deadline_s)
+            with trio.fail_at(deadline):
+                unchanged = known is not None and await refresh.unchanged(origin.url, origin.directory)
         except trio.TooSlowError:
             raise DeadlineError(f"{origin.url} did not answer within {deadline_s:g} s") from None
+        if known is None or not unchanged:
+            left_s = max(deadline - trio.current_time(), REFRESH_TIME_MIN_S)
+            known = await refresh.refresh(origin.url, origin.directory, origin.trust, left_s)
         # A full disk costs the figure of `stats`, not the mount.
         with suppress(OSError):
             self._confirmation.touch()
-        return catalog
+        return known
 
     @property
     def _confirmation(self) -> Path:
