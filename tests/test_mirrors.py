@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,3 +142,17 @@ async def test_a_dead_server_fails_with_a_reason() -> None:
         await mirror.whole("file", 10)
 
     await mirror.close()
+
+
+def test_a_node_does_not_import_what_only_command_lines_need() -> None:
+    code = (
+        "import sys; from torrentfs.node.mirrors import Mirror;"
+        "Mirror('http://127.0.0.1:1/', requests_max=1, timeout_s=1.0);"
+        "sys.exit(str({'rich', 'click', 'pygments', 'tuf'} & set(sys.modules) or ''))"
+    )
+
+    result = subprocess.run(
+        [sys.executable, "-c", code], timeout=60, capture_output=True, text=True, check=False
+    )
+
+    assert result.stderr.strip() == ""
