@@ -20,6 +20,7 @@ import pytest
 from torrentfs.config import SwarmSettings
 from torrentfs.node.session import open_session, session_settings, torrent_parameters
 from torrentfs.node.sockets import tune_sockets
+from torrentfs.node.swarm import INCOMING
 from torrentfs.repository import bencode
 from torrentfs.repository.metainfo import PIECE_LENGTH, Hasher, Metainfo
 
@@ -288,6 +289,27 @@ def test_every_tcp_socket_has_nodelay_once_they_are_tuned(
     assert all(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in sockets)
     for one in sockets:
         one.close()
+
+
+def test_accepted_sockets_inherit_nodelay_from_the_listening_one() -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        tune_sockets()
+
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_alerts_tell_who_dialled_in_their_message_only(
+    peers, metainfo: Metainfo, whole: Path, tmp_path: Path
+) -> None:
+    seeder, leecher = peers(), peers()
+    seeder.add(metainfo, whole, [True] * PIECES, seed=True)
+    leecher.add(metainfo, tmp_path / "cache", [False] * PIECES, seeder.port)
+
+    assert INCOMING in seeder.until(lt.peer_connect_alert).message()
+    assert INCOMING not in leecher.until(lt.peer_connect_alert).message()
 
 
 def test_libtorrent_does_not_set_nodelay_itself(peers) -> None:

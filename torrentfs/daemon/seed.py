@@ -6,16 +6,18 @@ it, in processes of its own.
 
 import logging
 import os
-import signal
+import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
-from torrentfs.config import SeedSettings, format_address, parse_address
+from torrentfs.config import SeedSettings, SwarmSettings, format_address, parse_address
 from torrentfs.daemon.inventory import Inventory, Offer
+from torrentfs.daemon.lifetime import end_on_signal, first_error
 from torrentfs.errors import RepositoryError, TorrentfsError
 from torrentfs.http import PublicFiles, application, serve
 from torrentfs.node.swarm import Swarm
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 OFFERS_AT_ONCE = 32
 """How many torrents are read from disk before they are added."""
 ADVERTISE_WAIT_S = 2.0
+FILES_MAX = 1 << 16
+"""Open files and sockets of an origin, should the system allow that many."""
 _WILDCARDS = ("0.0.0.0", "::")
 
 Stamp = tuple[int, int, int]
@@ -41,13 +45,13 @@ def run(directory: Path, settings: SeedSettings, ready: Callable[["Origin"], Non
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_on_signal, nursery.cancel_scope)
+            nursery.start_soon(end_on_signal, nursery.cancel_scope)
             ready(await nursery.start(seed, directory, settings))
 
     try:
         trio.run(main)
     except* TorrentfsError as group:
-        raise _first(group) from None
+        raise first_error(group) from None
 
 
 async def seed(
@@ -75,7 +79,7 @@ class Origin:
     """A repository that is being seeded."""
 
     def __init__(self, repository: Repository, settings: SeedSettings) -> None:
-        self.swarm = Swarm(settings.swarm, _Deaf())
+        self.swarm = Swarm(_with_room(settings.swarm), _Deaf())
         self.files = PublicFiles(repository.public)
         self.http: tuple[str, int] | None = None
         """Where the web server listens."""
@@ -181,22 +185,16 @@ class _Deaf:
     def peers_changed(self, info_hash: InfoHash, connected: int) -> None: ...
 
 
+def _with_room(settings: SwarmSettings) -> SwarmSettings:
+    """Return *settings* with as many connections as the system allows: nodes have one for each torrent."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = FILES_MAX if most == resource.RLIM_INFINITY else min(most, FILES_MAX)
+    if now != resource.RLIM_INFINITY and now < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
+    return msgspec.structs.replace(settings, connections_max=max(settings.connections_max, files // 2))
+
+
 def _stamp(file: Path) -> Stamp:
     """Return what changes when *file* is replaced."""
     status = file.stat()
     return status.st_mtime_ns, status.st_ino, status.st_size
-
-
-def _first(group: BaseException) -> TorrentfsError:
-    """Return the first error in a nursery's nested groups: the others follow from it."""
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    assert isinstance(group, TorrentfsError)
-    return group
-
-
-async def _end_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.info("ending on %s", signal.Signals(number).name)
-            scope.cancel()

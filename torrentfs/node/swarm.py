@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 LISTEN_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 1.5
 ANSWER_DEADLINE_S = 5.0
+INCOMING = "incoming connection"
+"""In libtorrent's words; the alert has no other sign of the direction."""
 RECOVER_PAUSE_S = 1.0
 """How long a torrent whose file could not be written rests before it is tried again."""
 SETTLE_PAUSE_S = (0.002, 0.1)
@@ -289,7 +291,14 @@ class Swarm:
         self._bell.ring()
 
     def _on_peer_connect(self, alert: Any) -> None:
-        if torrent := self._torrent_of(alert):
+        torrent = self._torrent_of(alert)
+        if torrent is None:
+            return
+        if INCOMING in alert.message():
+            # It inherited TCP_NODELAY: a busy origin need not go through thousands of sockets each time.
+            torrent.connected.add(_address(alert.endpoint))
+            self._events.peers_changed(torrent.metainfo.info_hash, len(torrent.connected))
+        else:
             torrent.dialled.add(_address(alert.endpoint))
             self._dialled.set()
 
