@@ -102,7 +102,7 @@ class Currency:
         Raises: TrustError, FetchError: the known one stays.
         """
         async with self._one_at_a_time:
-            # What was kept on disk may be newer than what is shown, if showing it failed or was not waited for.
+            # What was kept on disk may be newer than what is shown, if showing it failed or was cancelled.
             known = refresh.last_known(self._origin.directory) if self._in_doubt else self.catalog
             self._in_doubt = True
             catalog = await self._fetch(known, self._settings.refresh_deadline_s)

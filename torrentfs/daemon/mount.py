@@ -5,7 +5,6 @@ What each part does is theirs; keeping the catalog current is in `currency`, ans
 
 import logging
 import os
-import signal
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from torrentfs.daemon import control
 from torrentfs.daemon.answers import Answers
 from torrentfs.daemon.currency import Currency, Origin, repository_directory
 from torrentfs.daemon.ledger import FileLedger, open_ledger
+from torrentfs.daemon.lifetime import end_on_signal, first_error
 from torrentfs.daemon.logfile import start_log
 from torrentfs.daemon.mountpoint import is_dead, is_mounted, unmount
 from torrentfs.daemon.settings import check_mountpoint
@@ -65,18 +65,10 @@ def run(configuration: MountConfiguration, ready: Callable[[], None], *, foregro
         try:
             trio.run(_serve, configuration, place, ready)
         except* TorrentfsError as group:
-            error = _first(group)
+            error = first_error(group)
             log.error("%s: %s", mountpoint, error)
             raise error from None
         log.info("%s: ended", mountpoint)
-
-
-def _first(group: BaseException) -> TorrentfsError:
-    """Return the first error in a nursery's nested groups: the others follow from it."""
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    assert isinstance(group, TorrentfsError)
-    return group
 
 
 def _clear_dead_mount(mountpoint: Path) -> None:
@@ -108,7 +100,7 @@ async def _serve(configuration: MountConfiguration, place: _Place, ready: Callab
     """Run every part of the daemon in one nursery."""
     settings = configuration.mount
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_on_signal, nursery.cancel_scope)
+        nursery.start_soon(end_on_signal, nursery.cancel_scope)
         node = Node(_with_free_port(configuration.node), place.cache)
         await nursery.start(node.run)
         currency = Currency(place.origin, settings)
@@ -180,11 +172,3 @@ def _with_free_port(settings: NodeSettings) -> NodeSettings:
             port = 0
     swarm = msgspec.structs.replace(settings.swarm, listen=format_address(host, port))
     return msgspec.structs.replace(settings, swarm=swarm)
-
-
-async def _end_on_signal(scope: trio.CancelScope) -> None:
-    """Cancel *scope* at the first SIGTERM or SIGINT."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.info("ending on %s", signal.Signals(number).name)
-            scope.cancel()
