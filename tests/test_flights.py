@@ -1,5 +1,5 @@
 from fakes import Published
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torrentfs.node.flights import MIRRORS_MAX, PEERS_MAX, Torrent, runs
@@ -10,6 +10,7 @@ from torrentfs.repository.metainfo import PIECE_LENGTH
 PIECES = st.sets(st.integers(0, 40))
 
 
+@settings(deadline=None)
 @given(PIECES, PIECES, st.integers(1, 16))
 def test_every_piece_is_in_one_run_of_neighbours(urgent: set[int], others: set[int], length_max: int) -> None:
     found = list(runs(urgent, others - urgent, length_max))  # type: ignore[arg-type]
@@ -20,6 +21,7 @@ def test_every_piece_is_in_one_run_of_neighbours(urgent: set[int], others: set[i
         assert run == list(range(run[0], run[0] + len(run)))
 
 
+@settings(deadline=None)
 @given(PIECES, PIECES, st.integers(1, 16))
 def test_runs_with_urgent_pieces_begin_with_one_and_come_first(
     urgent: set[int], others: set[int], length_max: int

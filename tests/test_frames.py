@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torrentfs.node.frames import FrameCache
@@ -7,6 +7,7 @@ from torrentfs.repository.metainfo import InfoHash
 TORRENT = InfoHash(bytes(32))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60))))
 def test_frames_never_hold_more_than_they_may(puts: list[tuple[int, int]]) -> None:
     frames = FrameCache(100)

@@ -1,6 +1,6 @@
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torrentfs.node.prefetch import STREAMS_MAX, WINDOW_TREE_MAX, Prefetch
@@ -18,6 +18,7 @@ def scan(start: int, end: int, step: int) -> list[tuple[int, int]]:
     return [(offset, min(step, end - offset)) for offset in range(start, end, step)]
 
 
+@settings(deadline=None)
 @given(READS)
 def test_pieces_asked_for_are_of_the_torrent_and_ahead_of_the_read(reads: list[tuple[int, int]]) -> None:
     prefetch = Prefetch(PIECE, COUNT, 32)
@@ -30,6 +31,7 @@ def test_pieces_asked_for_are_of_the_torrent_and_ahead_of_the_read(reads: list[t
         assert len(ahead) <= 32
 
 
+@settings(deadline=None)
 @given(st.integers(0, COUNT * PIECE - 1), st.integers(1, 1 << 20))
 def test_the_same_read_again_asks_for_nothing(offset: int, length: int) -> None:
     prefetch = Prefetch(PIECE, COUNT, 32)
@@ -39,6 +41,7 @@ def test_the_same_read_again_asks_for_nothing(offset: int, length: int) -> None:
     assert not prefetch.touch(offset, length)
 
 
+@settings(deadline=None)
 @given(st.integers(30_000, 400_000), st.integers(0, 1000))
 def test_a_scan_asks_for_each_piece_but_the_first_once_and_in_time(step: int, start_piece: int) -> None:
     prefetch = Prefetch(PIECE, COUNT, 32)
