@@ -235,11 +235,11 @@ def _failure(error: TorrentfsError) -> Answer:
     return Answer(ok=False, error=re.sub(r"\s+", " ", str(error))[:500], kind=type(error).__name__)
 
 
-def _end_by(deadline_s: float) -> None:
+def _end_by(deadline_s: float, url: str) -> None:
     """End this process when its time is up, whatever it waits for."""
 
     def end(_signal: int, _frame: FrameType | None) -> NoReturn:
-        _print(_failure(DeadlineError(f"no catalog within {deadline_s:g} s")))
+        _print(_failure(DeadlineError(f"{url}: no catalog within {deadline_s:.3g} s")))
         os._exit(1)
 
     signal.signal(signal.SIGALRM, end)
@@ -258,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--deadline", type=float, default=DEADLINE_S, help="seconds until it gives up")
     options: Any = parser.parse_args(arguments)
-    _end_by(options.deadline)
+    _end_by(options.deadline, options.url)
     try:
         answer = update(options.url, options.directory, options.trust)
     except TorrentfsError as error:
