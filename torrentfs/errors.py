@@ -1,6 +1,7 @@
 """This module defines every exception that torrentfs raises on purpose.
 
-A foreign exception is translated into one of these once, where it enters. An errno is chosen at the FUSE edge only.
+A foreign exception is translated into one of these once, where it enters. An errno is chosen at the FUSE
+edge only.
 
     TorrentfsError
     ├── UsageError              the user's mistake: one line, exit code 2
