@@ -12,6 +12,7 @@ from torrentfs.config import (
     load,
     load_mount,
     parse_address,
+    setting_names,
 )
 from torrentfs.errors import UsageError
 
@@ -55,6 +56,15 @@ def test_defaults_are_within_their_own_bounds() -> None:
     defaults = msgspec.to_builtins(MountConfiguration())
 
     assert convert(defaults, MountConfiguration, "defaults") == MountConfiguration()
+
+
+def test_every_setting_of_a_mount_is_in_the_admins_handbook() -> None:
+    handbook = (Path(__file__).parent.parent / "docs/admin.md").read_text()
+    groups = {"mount", "node", "node.swarm", "mountpoint"}
+
+    missing = [name for name in setting_names(MountConfiguration) if f"`{name}`" not in handbook]
+
+    assert set(missing) <= groups
 
 
 def test_paths_in_a_file_are_relative_to_it(tmp_path: Path) -> None:

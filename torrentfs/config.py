@@ -156,20 +156,20 @@ def _explain(message: str, kind: type[msgspec.Struct]) -> str:
     if unknown is None:
         return f"{key or 'the file'}: {what[:1].lower()}{what[1:].replace('`', '')}"
     name = f"{key}.{unknown[1]}" if key else unknown[1]
-    known = _setting_names(kind)
+    known = setting_names(kind)
     close = (
         difflib.get_close_matches(name, known, 1) or [n for n in known if n.endswith(f".{unknown[1]}")][:1]
     )
     return f"{name}: there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
 
 
-def _setting_names(kind: type[msgspec.Struct], prefix: str = "") -> list[str]:
-    """Return the dotted names of all settings in *kind*."""
+def setting_names(kind: type[msgspec.Struct], prefix: str = "") -> list[str]:
+    """Return the dotted names of all settings in *kind*, groups too."""
     names = []
     for field in msgspec.structs.fields(kind):
         names.append(prefix + field.name)
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
-            names += _setting_names(field.type, f"{prefix}{field.name}.")
+            names += setting_names(field.type, f"{prefix}{field.name}.")
     return names
 
 
