@@ -5,6 +5,7 @@ Two facts are not pinned, for they show in time alone: TCP_NODELAY takes a cold 
 with pread's disk I/O 1–11 % of pieces are told of before their bytes can be read.
 """
 
+import contextlib
 import os
 import random
 import socket
@@ -112,8 +113,8 @@ def part(content: bytes, piece: int) -> bytes:
     return content[piece * PIECE_LENGTH : (piece + 1) * PIECE_LENGTH]
 
 
-def tcp_sockets() -> list[socket.socket]:
-    """All TCP sockets of this process, duplicated."""
+def tcp_sockets(*ports: int) -> list[socket.socket]:
+    """All TCP sockets of this process with one of *ports* at either end, duplicated."""
     found = []
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         try:
@@ -121,9 +122,13 @@ def tcp_sockets() -> list[socket.socket]:
         except OSError:
             continue
         if candidate.family == socket.AF_INET and candidate.type == socket.SOCK_STREAM:
-            found.append(candidate)
-        else:
-            candidate.close()
+            ends = [candidate.getsockname()[1]]
+            with contextlib.suppress(OSError):
+                ends.append(candidate.getpeername()[1])
+            if set(ends) & set(ports):
+                found.append(candidate)
+                continue
+        candidate.close()
     return found
 
 
@@ -282,7 +287,7 @@ def test_every_tcp_socket_has_nodelay_once_they_are_tuned(
 
     leecher.until(lt.peer_connect_alert)
     seeder.until(lt.peer_connect_alert)
-    sockets = tcp_sockets()
+    sockets = tcp_sockets(seeder.port, leecher.port)
 
     # Two that listen, and both ends of a connection.
     assert len(sockets) == 4
@@ -313,9 +318,7 @@ def test_alerts_tell_who_dialled_in_their_message_only(
 
 
 def test_libtorrent_does_not_set_nodelay_itself(peers) -> None:
-    peers()
-
-    sockets = tcp_sockets()
+    sockets = tcp_sockets(peers().port)
 
     assert [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in sockets] == [0]
     for one in sockets:
