@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.lowlevel
 from fakes import Published, Web
 
 from torrentfs.config import NodeSettings, SwarmSettings
@@ -168,6 +169,24 @@ async def test_a_killed_node_lost_nothing_that_it_had_answered(tmp_path: Path) -
             view = node.view(Sources())
             for number in range(20):
                 assert store_frame(view.frame(PACK.ref, number * STORED, STORED)) == FRAMES[number]
+
+
+async def test_readers_and_their_node_may_end_together(tmp_path: Path) -> None:
+    stalled = Published.of(random.Random(99).randbytes(20 * PIECE_LENGTH))
+    files = {path: data for path, data in stalled.files().items() if path.endswith(".torrent")}
+    async with serving(files) as web:
+        for number in range(10):
+            node = Node(SETTINGS, tmp_path / str(number))
+            async with trio.open_nursery() as nursery:
+                await nursery.start(node.run)
+                view = node.view(Sources((web.url,), ()))
+                for piece in range(20):
+                    missing = NotCached(stalled.ref, piece * PIECE_LENGTH, 1)
+                    nursery.start_soon(view.ensure, missing, trio.current_time() + 10)
+                while not node._fetcher.torrents.get(stalled.ref.info_hash):  # noqa: ASYNC110
+                    await trio.sleep(0.001)
+                await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
 
 
 async def test_two_nodes_cannot_share_a_cache(tmp_path: Path) -> None:

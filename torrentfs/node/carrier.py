@@ -69,6 +69,8 @@ class Carrier:
             self._counts.failed_pieces += 1
             self._counts.redundant += len(data)
             raise MirrorError(f"wrong bytes in piece {piece} of {torrent.held.ref.info_hash.hex()}")
+        # A thread's result comes even to who is cancelled, and the swarm may have closed meanwhile.
+        await trio.lowlevel.checkpoint_if_cancelled()
         request.open.discard(piece)
         if torrent.held.states[piece] or piece in torrent.injected:
             self._counts.redundant += len(data)

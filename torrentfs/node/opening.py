@@ -51,6 +51,8 @@ class Opening:
             with self.scope:
                 metainfo = await self._local(store) or await self._remote(store)
                 _check_length(metainfo, self.ref)
+                # A thread's result comes even to who is cancelled, and the swarm may have closed meanwhile.
+                await trio.lowlevel.checkpoint_if_cancelled()
                 opened(self, metainfo)
         except (CacheError, FormatError) as error:
             self.error = error
