@@ -16,7 +16,7 @@ from trees import odd_tree, open_revision
 
 from torrentfs.errors import FormatError, VersionError
 from torrentfs.repository.manifest import BlockCache, Entry, Extent, Manifest
-from torrentfs.repository.manifest_check import check_block
+from torrentfs.repository.manifest_check import EntryLimits, check_entry
 from torrentfs.repository.manifest_format import HEADER, SECTION
 from torrentfs.repository.manifest_writer import PackRow, write_manifest
 from torrentfs.repository.metainfo import InfoHash, Kind, NotCached, TorrentRef
@@ -60,7 +60,7 @@ def visit(manifest: Manifest) -> int:
     assert manifest.packs is not None
     while stack:
         number = stack.pop()
-        for child_number, child in manifest.children(number):
+        for child_number, child in list(manifest.children(number)):  # their order is checked as they come
             count += 1
             if stat.S_ISDIR(child.mode):
                 stack.append(child_number)
@@ -280,16 +280,21 @@ CHILD = Entry(b"child", FILE, 0, 10, 0, 1, 1, extents=[Extent(0, 0, 9, 0, 10)])
     ids=str,
 )
 def test_an_absurd_entry_is_refused(changes: dict[str, object]) -> None:
-    check_block([ROOT, CHILD], 0, 4, [100], 0)
+    limits = EntryLimits(4, [100], 0)
+    check_entry(CHILD, 1, limits)
 
     with pytest.raises(FormatError):
-        check_block([ROOT, msgspec.structs.replace(CHILD, **changes)], 0, 4, [100], 0)
+        check_entry(msgspec.structs.replace(CHILD, **changes), 1, limits)
 
 
-@pytest.mark.parametrize("second", [b"child", b"a"])
-def test_names_twice_or_out_of_order_are_refused(second: bytes) -> None:
+@pytest.mark.parametrize("name", [b"one", b"odd"], ids=["twice", "out of order"])
+def test_names_twice_or_out_of_order_are_refused(tmp_path: Path, name: bytes) -> None:
+    data = written(tmp_path, directory(b"", [file(b"one"), file(b"two")]))
+
+    manifest = reader(repacked(data, lambda raw: raw.replace(b"two", name)))
+
     with pytest.raises(FormatError, match="order"):
-        check_block([ROOT, CHILD, msgspec.structs.replace(CHILD, name=second)], 0, 4, [100], 0)
+        list(manifest.children(0))
 
 
 def repacked(data: bytes, change) -> bytes:

@@ -1,7 +1,8 @@
-"""This module checks the entries of a manifest's block: what a hostile one could say is refused here."""
+"""This module checks the entries of a manifest: what a hostile one could say is refused here."""
 
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torrentfs.errors import FormatError
 from torrentfs.repository.manifest_format import (
@@ -22,26 +23,30 @@ _MTIME_NS_MAX = 1 << 63
 _BAD_NAMES = (b"", b".", b"..")
 
 
-def check_block(
-    entries: Sequence[Entry], first: int, entry_count: int, pack_lengths: Sequence[int], page_count: int
-) -> None:
-    """Check entries numbered from *first* by themselves and against their neighbours in a directory.
+@dataclass(frozen=True, slots=True)
+class EntryLimits:
+    """What an entry's numbers must stay within: the manifest's own tables."""
+
+    entry_count: int
+    pack_lengths: Sequence[int]
+    page_count: int
+
+
+def check_entry(entry: Entry, number: int, limits: EntryLimits) -> None:
+    """Check an entry by itself; the order of names is the reader's to check as it walks them.
 
     Raises:
-        FormatError: names the first entry that is wrong.
+        FormatError: names the entry and what is wrong with it.
     """
-    before: Entry | None = None
-    for number, entry in enumerate(entries, first):
-        fault = (
-            _name_fault(entry, number, before)
-            or _number_fault(entry, number, entry_count)
-            or _content_fault(entry, page_count)
-        )
-        if fault:
-            raise FormatError(f"entry {number} {fault}")
-        for extent in entry.extents:
-            check_extent(extent, pack_lengths)
-        before = entry
+    fault = (
+        _name_fault(entry, number)
+        or _number_fault(entry, number, limits.entry_count)
+        or _content_fault(entry, limits.page_count)
+    )
+    if fault:
+        raise FormatError(f"entry {number} {fault}")
+    for extent in entry.extents:
+        check_extent(extent, limits.pack_lengths)
 
 
 def check_extent(extent: Extent, pack_lengths: Sequence[int]) -> None:
@@ -65,14 +70,12 @@ def check_extent(extent: Extent, pack_lengths: Sequence[int]) -> None:
         raise FormatError(f"extent out of bounds: {extent}")
 
 
-def _name_fault(entry: Entry, number: int, before: Entry | None) -> str:
+def _name_fault(entry: Entry, number: int) -> str:
     name = entry.name
     if number == 0:
         return "is the root, but has a name" if name else ""
     if name in _BAD_NAMES or len(name) > NAME_LENGTH_MAX or b"/" in name or b"\0" in name:
         return f"has a name that cannot be: {name[:64]!r}"
-    if before is not None and before.parent == entry.parent and number > 1 and name <= before.name:
-        return "is out of order, or named twice"
     return ""
 
 

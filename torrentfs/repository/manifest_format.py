@@ -63,6 +63,12 @@ class Extent(msgspec.Struct, array_like=True, frozen=True, gc=False):
     length: int
 
 
+class EntryName(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The first field of an entry alone: decoding stops there."""
+
+    name: bytes
+
+
 class Entry(msgspec.Struct, array_like=True, frozen=True):
     """A directory, file or symbolic link; *mode* is its st_mode, *leader* the entry whose inode it is."""
 
