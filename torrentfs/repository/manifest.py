@@ -67,7 +67,7 @@ class Block:
     def entry(self, number: int, limits: EntryLimits) -> Entry:
         """Return an entry of this block, checked when it is first asked for.
 
-        A start asks for one entry in ten of the blocks that it visits: checking a whole block of 450 took 4 to 6 ms.
+        A start asks for one entry in ten of its blocks: checking all 450 of a block took 4 to 6 ms.
         """
         position = number - self.first
         try:
