@@ -59,7 +59,15 @@ async def test_a_question_is_answered() -> None:
 async def test_all_daemons_of_a_user_are_asked() -> None:
     socket_path(Path("/dead")).touch()
 
-    assert await asked(partial(control_client.ask_all, "stats")) == [{"pid": os.getpid()}]
+    assert await asked(partial(control_client.ask_all, "stats")) == ([{"pid": os.getpid()}], [])
+
+
+async def test_a_daemon_that_hangs_does_not_hide_the_others() -> None:
+    with control.claim(Path("/hangs")):
+        answers, errors = await asked(partial(control_client.ask_all, "stats", deadline_s=1.0))
+
+    assert answers == [{"pid": os.getpid()}]
+    assert len(errors) == 1
 
 
 async def test_the_pid_is_known_without_an_answer() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from torrentfs.cli.words import duration, print_json, size, table
+from torrentfs.errors import ControlError
 
 WATCH_INTERVAL_S = 2.0
 CLEAR = "\033[H\033[J"
@@ -29,13 +30,15 @@ def command(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
     Bytes are payload as it travels (compressed, without protocol overhead); "read" is what jobs got.
     """
     while True:
-        records = _ask(mountpoint)
+        records, errors = _ask(mountpoint)
         if as_json:
             print_json(records[0] if mountpoint else records, lines=watch)
         else:
             text = "\n\n".join(_text(record) for record in records) or "nothing is mounted"
             click.echo(f"{CLEAR}{text}" if watch and sys.stdout.isatty() else text)
         if not watch:
+            if errors:
+                raise errors[0]
             return
         try:
             time.sleep(WATCH_INTERVAL_S)
@@ -43,15 +46,15 @@ def command(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
             return
 
 
-def _ask(mountpoint: Path | None) -> list[dict[str, Any]]:
-    """Return the records of the daemons that were meant.
+def _ask(mountpoint: Path | None) -> tuple[list[dict[str, Any]], list[ControlError]]:
+    """Return the records of the daemons that were meant, and why others of them are missing.
 
     Raises: ControlError.
     """
     from torrentfs.daemon.control_client import ask, ask_all  # noqa: PLC0415
     from torrentfs.daemon.mountpoint import resolve  # noqa: PLC0415
 
-    return ask_all("stats") if mountpoint is None else [ask(resolve(mountpoint), "stats")]
+    return ask_all("stats") if mountpoint is None else ([ask(resolve(mountpoint), "stats")], [])
 
 
 def _text(record: dict[str, Any]) -> str:

@@ -33,15 +33,23 @@ def ask(mountpoint: Path, what: str, deadline_s: float = ASK_DEADLINE_S) -> Any:
         return _converse(connection, what, deadline_s, str(mountpoint))
 
 
-def ask_all(what: str, deadline_s: float = ASK_DEADLINE_S) -> list[Any]:
-    """Return the answers of all daemons of this user; those that have ended meanwhile are left out."""
-    answers = []
+def ask_all(what: str, deadline_s: float = ASK_DEADLINE_S) -> tuple[list[Any], list[ControlError]]:
+    """Return the answers of all daemons of this user, and the errors of those that did not answer.
+
+    A daemon that has ended meanwhile is neither.
+    """
+    answers: list[Any] = []
+    errors: list[ControlError] = []
     for path in sockets():
         connection = _connect(path)
-        if connection is not None:
-            with connection:
+        if connection is None:
+            continue
+        with connection:
+            try:
                 answers.append(_converse(connection, what, deadline_s, f"of process {_peer_pid(connection)}"))
-    return answers
+            except ControlError as error:
+                errors.append(error)
+    return answers, errors
 
 
 def daemon_pid(mountpoint: Path) -> int | None:
