@@ -30,7 +30,7 @@ def ask(mountpoint: Path, what: str, deadline_s: float = ASK_DEADLINE_S) -> Any:
     if connection is None:
         raise ControlError(f"no daemon of yours serves {mountpoint}")
     with connection:
-        return _converse(connection, what, deadline_s, str(mountpoint))
+        return _converse(connection, what, deadline_s, f"of {mountpoint}")
 
 
 def ask_all(what: str, deadline_s: float = ASK_DEADLINE_S) -> tuple[list[Any], list[ControlError]]:
