@@ -48,7 +48,8 @@ def ask_all(what: str, deadline_s: float = ASK_DEADLINE_S) -> tuple[list[Any], l
             try:
                 answers.append(_converse(connection, what, deadline_s, f"of process {_peer_pid(connection)}"))
             except ControlError as error:
-                errors.append(error)
+                if _is_listening(path):
+                    errors.append(error)
     return answers, errors
 
 
@@ -74,6 +75,13 @@ def _connect(path: Path) -> socket.socket | None:
         connection.close()
         raise ControlError(f"{path}: {error.strerror or error}") from None
     return connection
+
+
+def _is_listening(path: Path) -> bool:
+    connection = _connect(path)
+    if connection is not None:
+        connection.close()
+    return connection is not None
 
 
 def _peer_pid(connection: socket.socket) -> int:

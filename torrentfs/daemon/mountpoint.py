@@ -111,7 +111,8 @@ def _holders(mountpoint: Path) -> str:
     for process in Path("/proc").iterdir():
         if len(found) == HOLDERS_MAX:
             break
-        if process.name.isdigit() and any(_is_below(link, mountpoint) for link in _links(process)):
+        other = process.name.isdigit() and process.name != str(os.getpid())
+        if other and any(_is_below(link, mountpoint) for link in _links(process)):
             try:
                 found.append(f"{(process / 'comm').read_text().strip()} ({process.name})")
             except OSError:
