@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -120,6 +121,7 @@ def begins(name: str, word: str) -> bool:
 def describe(results: Results, options: Options, corner: Corner) -> None:
     files, length = python_tree.count(corner.tree.prefix)
     results.about |= {
+        "torrentfs": version("torrentfs"),
         "runs": options.runs,
         "tree": {"files": files, "bytes": length},
         "file_bytes": corner.file.stat().st_size,
