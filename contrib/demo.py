@@ -8,7 +8,6 @@ import json
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -31,6 +30,7 @@ from contrib.grid import (
     origin,
     own_command,
     run,
+    scratch,
 )
 from contrib.python_tree import PythonTree
 
@@ -192,9 +192,9 @@ def main(directory: Path | None) -> None:
     try:
         with (
             ended_by_signals(),
-            tempfile.TemporaryDirectory(dir=directory, prefix="torrentfs-demo-") as place,
+            scratch(directory, "torrentfs-demo-") as place,
         ):
-            demonstrate(Path(place), console.print)
+            demonstrate(place, console.print)
         console.print("all ended and removed: mounts, daemons, caches")
     except GridError as error:
         raise click.ClickException(str(error)) from error

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -59,6 +60,17 @@ def undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def scratch(parent: Path | None, prefix: str) -> Iterator[Path]:
+    """Make a directory in *parent* (by default where temporary files go), and remove it whole."""
+    made = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+    try:
+        yield made
+    finally:
+        with undisturbed():
+            shutil.rmtree(made)
 
 
 def run(command: Sequence[str], *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:

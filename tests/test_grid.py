@@ -15,6 +15,7 @@ from contrib.grid import (
     free_port,
     process,
     run,
+    scratch,
     undisturbed,
 )
 
@@ -56,3 +57,11 @@ def test_a_server_that_ends_instead_of_answering_is_an_error(tmp_path: Path) -> 
         pytest.raises(GridError, match="port in use"),
     ):
         await_port(ended, "127.0.0.1", free_port(), log)
+
+
+def test_a_scratch_directory_is_removed_whole_although_a_signal_comes(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit), ended_by_signals(), scratch(tmp_path, "run-") as place:
+        (place / "file").touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert list(tmp_path.iterdir()) == []

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from contrib.bench.link import Distance, Link, link, round_trip_ms
 from contrib.bench.places import Disk, Mount, Place, State, mounted
 from contrib.bench.report import Figure, Results
 from contrib.bench.tasks import TAR, TASKS, Corner, Task, check_freshness, sample_names
-from contrib.grid import GridError, Node, Repository, ended_by_signals, ending, origin
+from contrib.grid import GridError, Node, Repository, ended_by_signals, ending, origin, scratch
 
 MIB = 1024 * 1024
 TREE_PATH = "bench/python"
@@ -50,7 +49,10 @@ def default_directory() -> Path:
     "--directory", type=click.Path(path_type=Path), help="Keeps the built material.  [default: user's cache]"
 )
 @click.option(
-    "--scratch", type=click.Path(path_type=Path), help="For repository and caches.  [default: beside it]"
+    "--scratch",
+    "parent",
+    type=click.Path(path_type=Path),
+    help="For repository and caches.  [default: beside it]",
 )
 @click.option("--round-trip-ms", default=0.0, help="Round-trip time between node and origin.")
 @click.option(
@@ -65,7 +67,7 @@ def main(
     file_mib: int,
     only: tuple[str, ...],
     directory: Path | None,
-    scratch: Path | None,
+    parent: Path | None,
     round_trip_ms: float,
     bandwidth: float,
     command: str | None,
@@ -94,8 +96,8 @@ def main(
     with ended_by_signals(), ExitStack() as stack:
         console.print(f"material in {keep}; building what is missing")
         tree, file = material.tree(keep), material.large_file(keep, file_mib * MIB)
-        (scratch or keep).mkdir(parents=True, exist_ok=True)
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch or keep, prefix="run-")))
+        (parent or keep).mkdir(parents=True, exist_ok=True)
+        place = stack.enter_context(scratch(parent or keep, "run-"))
         corner = Corner(tree, file, place / "names")
         sample_names(tree.prefix, corner.names)
         results = Results()
