@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from catalogs import publish
 
-from torrentfs.errors import RepositoryError, UsageError
-from torrentfs.repository import shards
+from torrentfs.errors import FormatError, RepositoryError, UsageError
+from torrentfs.repository import catalog, shards
 from torrentfs.repository.catalog import Catalog
 from torrentfs.repository.update import update
 from torrentfs.repository.workshop import Repository
@@ -311,3 +311,28 @@ def test_ten_thousand_paths_are_spread_over_files_of_which_a_commit_writes_few(
     assert len(made.versions) == 10_000
     assert len(set(directory.iterdir()) - before) == 2
     assert max(path.stat().st_size for path in directory.iterdir()) < 64 * 1024
+
+
+def test_what_no_reader_takes_is_never_committed(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = publish(repository, "ROOT/v6")
+    monkeypatch.setattr(shards, "SHARD_LENGTH_MAX", 600)
+
+    with pytest.raises(FormatError, match="at most 600 are read"):
+        publish(repository, "ROOT/v6", "ROOT/v6")
+
+    assert repository.catalog() == made
+    with pytest.raises(UsageError):
+        Repository.create(tmp_path / "other", "alice", ["h" * 300_000 + ":1"])
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_path_takes_no_more_revisions_than_can_be_read(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "REVISION_COUNT_MAX", 2)
+    publish(repository, "ROOT/v6", "ROOT/v6")
+
+    with pytest.raises(UsageError, match="has 2 revisions"):
+        publish(repository, "ROOT/v6")

@@ -122,9 +122,11 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
         """Return a catalog in which *path* shows *revision*; a retired path is live again.
 
         Raises:
-            UsageError: *path* is not one, or lies inside another, or over one.
+            UsageError: *path* is not one, lies inside another or over one, or has all the revisions it can.
         """
         old = self.versions.get(check_path(path))
+        if old and len(old.revisions) >= REVISION_COUNT_MAX:
+            raise UsageError(f"path {path}: it has {REVISION_COUNT_MAX} revisions, and no more can be read")
         revisions = (*old.revisions, revision) if old else (revision,)
         version = Version(path, revisions, "live", old.requires if old else ())
         namespace, counter = divmod(revision.ordinal, 1 << COUNTER_BITS)

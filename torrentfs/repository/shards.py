@@ -36,6 +36,9 @@ NAMESPACE_LENGTH_MAX: Final = 256 * 1024
 SHARD_LENGTH_MAX: Final = 64 * 1024 * 1024
 NAME_PATTERN: Final = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
+SEEDER_LENGTH_MAX: Final = 300
+"""Bytes of an address: a host name ends at 253."""
+
 _T = TypeVar("_T")
 
 
@@ -170,6 +173,8 @@ def check_seeders(seeders: Sequence[str]) -> None:
         raise FormatError(f"catalog: more than {SEEDER_COUNT_MAX} seeders")
     try:
         for seeder in seeders:
+            if len(seeder) > SEEDER_LENGTH_MAX or not seeder.isascii():
+                raise UsageError(f"{seeder[:80]!a}: at most {SEEDER_LENGTH_MAX} ASCII characters are wanted")
             parse_address(seeder)
     except UsageError as error:
         raise FormatError(f"catalog: seeder {error}") from error

@@ -140,7 +140,7 @@ class Repository:
         if any(catalog.counters.get(number, 0) < counter for number, counter in before.counters.items()):
             raise RepositoryError("a counter of ordinals cannot go back")
         _checked_seeders(catalog.seeders)
-        return self._sign(shards.write(check(catalog)))
+        return self._sign(_readable(catalog))
 
     def set_seeders(self, seeders: Sequence[str]) -> Catalog:
         """Commit the addresses ("HOST:PORT") that nodes shall ask.
@@ -183,7 +183,7 @@ class Repository:
         keys = trust.load_online(self.private)
         current, now, metadata = published.state(self.public), self._clock(), self.public / "metadata"
         if files is None and current.role_expires < (now + trust.ROLE_RENEWAL).timestamp():
-            files = shards.write(self.catalog())
+            files = _readable(self.catalog())
         role = None
         new: dict[Path, bytes] = {}
         if files is not None:
@@ -227,6 +227,18 @@ def _found(directory: Path, catalog: Catalog, now: datetime) -> None:
     )
     timestamp = trust.sign_timestamp(keys, 1, (1, metadata["1.snapshot.json"]), now)
     durable.write({public / "metadata" / "timestamp.json": timestamp})
+
+
+def _readable(catalog: Catalog) -> dict[str, bytes]:
+    """Return the target files of *catalog*, read back: what no reader takes must never be committed.
+
+    Raises:
+        FormatError: it breaks a rule, or a file of it would be over a limit.
+    """
+    files = shards.write(check(catalog))
+    rest = dict(files)
+    shards.join(shards.read_head(rest.pop(DEFAULT.head)), rest)
+    return files
 
 
 def _target_files(public: Path, files: dict[str, bytes]) -> dict[Path, bytes]:
