@@ -4,9 +4,11 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -16,8 +18,11 @@ import trio
 from test_swarm import Recorder, running
 
 from torrentfs.config import SeedSettings, SwarmSettings, format_address
+from torrentfs.daemon import seed as daemon_seed
+from torrentfs.daemon import upkeep
 from torrentfs.daemon.seed import Origin, seed
 from torrentfs.errors import ListenError, RepositoryError
+from torrentfs.repository import trust
 from torrentfs.repository.metainfo import PieceIndex, TorrentRef, parse
 from torrentfs.repository.publisher import publish
 from torrentfs.repository.workshop import Repository
@@ -120,8 +125,85 @@ async def test_catalog_comes_to_name_the_origin_once(repository: Repository) -> 
 
 
 async def test_listening_address_is_what_the_catalog_names_by_default(repository: Repository) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        listen = format_address(*probe.getsockname())
+    async with seeding(repository, msgspec.structs.replace(SETTINGS, swarm=SwarmSettings(listen=listen))):
+        assert repository.catalog().seeders == (listen,)
+
+
+async def test_port_that_was_free_by_chance_is_advertised_only_on_demand(repository: Repository) -> None:
+    async with seeding(repository):
+        by_default = repository.catalog().seeders
+    async with seeding(repository, msgspec.structs.replace(SETTINGS, advertise="127.0.0.1:0")) as origin:
+        on_demand = repository.catalog().seeders
+
+    assert by_default == ()
+    assert on_demand == (format_address(*origin.swarm.listen),)
+
+
+@pytest.mark.warns("is in use by process")
+async def test_publisher_at_work_delays_the_address_and_nothing_else(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr(daemon_seed, "COMMIT_PAUSE_S", 0.05)
+    publish_bytes(repository, "data/a")
+    settings = msgspec.structs.replace(SETTINGS, advertise="origin.example.org:6881")
+
+    async def is_named() -> bool:
+        return repository.catalog().seeders == ("origin.example.org:6881",)
+
+    async with trio.open_nursery() as nursery:
+        with repository.lock():
+            origin = await nursery.start(
+                lambda task_status: seed(repository.directory, settings, task_status=task_status)
+            )
+            figures = await origin.stats()
+            assert not await is_named()
+        await until(is_named)
+        nursery.cancel_scope.cancel()
+
+    assert figures["torrents"] == 2
+
+
+async def test_idle_origin_signs_anew_once_a_day(tmp_path: Path) -> None:
+    yesterday = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=25)
+    made = Repository.create(tmp_path / "repository", "alice", clock=lambda: yesterday)
+
+    async with seeding(made) as origin:
+        renewed = origin.catalog
+        await origin.commit_due()
+
+    assert renewed.version == 2
+    assert renewed.expires > (yesterday + timedelta(days=1) + trust.ONLINE_LIFE).timestamp()
+    assert made.catalog() == renewed
+
+
+def test_day_is_what_is_left_of_the_life_of_signatures() -> None:
+    assert trust.ONLINE_LIFE.total_seconds() - upkeep.REFRESH_LEFT_S == 86_400
+
+
+@pytest.mark.warns("timestamp.json")
+async def test_repository_that_cannot_be_read_is_refused_at_the_start_and_borne_later(
+    repository: Repository, tmp_path: Path
+) -> None:
+    timestamp = repository.public / "metadata" / "timestamp.json"
     async with seeding(repository) as origin:
-        assert repository.catalog().seeders == (format_address(*origin.swarm.listen),)
+        timestamp.rename(tmp_path / "timestamp.json")
+        await trio.sleep(4 * SETTINGS.poll_interval_s)
+        (tmp_path / "timestamp.json").rename(timestamp)
+        await trio.to_thread.run_sync(publish_bytes, repository, "data/a")
+
+        async def is_noticed() -> bool:
+            return "data/a" in origin.catalog.versions
+
+        await until(is_noticed)
+    for file in (repository.public / "targets").rglob("*.namespace"):
+        file.write_bytes(b"{}")
+
+    with pytest.RaisesGroup(RepositoryError, flatten_subgroups=True, allow_unwrapped=True):
+        await seed(repository.directory, SETTINGS)
 
 
 async def test_wildcard_address_is_not_advertised(repository: Repository) -> None:

@@ -95,7 +95,10 @@ class SeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     http: str = ""
     """Host and port of the web server for `public/`; empty: none."""
     advertise: str = ""
-    """Host and port that the catalog names for peers; empty: `swarm.listen`, unless that is a wildcard."""
+    """Host and port that the catalog names for peers; empty: `swarm.listen`, if that has both.
+
+    Port 0 is the one that is listened on.
+    """
     poll_interval_s: Seconds = 1.0
     """How often the repository is looked at for new revisions."""
 

@@ -27,7 +27,8 @@ def command(repo: Path, http: str, listen: str | None, advertise: str) -> None:
     """Be the origin of the repository REPO: seed all its packs, and serve public/ over HTTP.
 
     It stays until SIGTERM or Ctrl-C, and notices new revisions by itself. Where it can read the online keys,
-    it puts its address into the catalog, so that nodes find it.
+    it puts its address into the catalog, so that nodes find it, and signs the catalog anew every day. An
+    address without a fixed port is put there only by --advertise.
     """
     from torrentfs.config import SeedSettings, SwarmSettings, parse_address  # noqa: PLC0415
     from torrentfs.daemon.notify import notify_ready  # noqa: PLC0415

@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 import trio
 
-from torrentfs.config import SeedSettings, SwarmSettings, format_address, parse_address
+from torrentfs.config import SeedSettings, SwarmSettings, format_address
 from torrentfs.daemon.inventory import Inventory, Offer
 from torrentfs.daemon.lifetime import end_on_signal, first_error
+from torrentfs.daemon.upkeep import Upkeep, advertised
 from torrentfs.errors import RepositoryError, TorrentfsError
 from torrentfs.http import PublicFiles, application, serve
 from torrentfs.node.swarm import Swarm
@@ -29,10 +30,10 @@ log = logging.getLogger(__name__)
 
 OFFERS_AT_ONCE = 32
 """How many torrents are read from disk before they are added."""
-ADVERTISE_WAIT_S = 2.0
+COMMIT_PAUSE_S = 10.0
+"""How long until a commit that was due and could not be made is tried again."""
 FILES_MAX = 1 << 16
 """Open files and sockets of an origin, should the system allow that many."""
-_WILDCARDS = ("0.0.0.0", "::")
 
 Stamp = tuple[int, int, int]
 
@@ -67,11 +68,13 @@ async def seed(
     origin = Origin(Repository(directory), settings)
     async with trio.open_nursery() as nursery:
         await nursery.start(origin.swarm.run)
+        await origin.commit_due()
         await origin.look()
         if settings.http:
             # Last: who sees the web site finds the seeder complete.
             origin.http = await nursery.start(serve, application(origin.files), settings.http)
         task_status.started(origin)
+        nursery.start_soon(origin.keep_committed)
         await origin.keep_looking()
 
 
@@ -90,28 +93,50 @@ class Origin:
         self._seeded: dict[InfoHash, TorrentRef] = {}
         self._broken = 0
         self._stamp: Stamp | None = None
-        self._advertised = False
+        self._upkeep = Upkeep(repository)
+        self._complaints: dict[str, str] = {}
 
     async def keep_looking(self) -> None:
         """Notice new revisions, until cancelled."""
         while True:
             await trio.sleep(self._settings.poll_interval_s)
-            await self.look()
+            try:
+                await self.look()
+                self._complain("look", "")
+            except RepositoryError as error:
+                self._complain("look", str(error))
 
     async def look(self) -> None:
-        """Seed what the catalog has now, if it is another than at the last look."""
+        """Seed what the catalog has now, if it is another than at the last look.
+
+        Raises: RepositoryError: it cannot be read.
+        """
         try:
-            if not self._advertised:
-                await trio.to_thread.run_sync(self._advertise)
             stamp = _stamp(self._repository.public / "metadata" / "timestamp.json")
-            if stamp == self._stamp:
-                return
-            self.catalog = await trio.to_thread.run_sync(self._repository.catalog)
-        except (OSError, RepositoryError) as error:
-            log.error("%s", error)
+        except OSError as error:
+            raise RepositoryError(f"{error.filename}: {error.strerror}") from error
+        if stamp == self._stamp:
             return
+        self.catalog = await trio.to_thread.run_sync(self._repository.catalog)
         await self._seed_all()
         self._stamp = stamp
+
+    async def keep_committed(self) -> None:
+        """Commit what is due from time to time, until cancelled."""
+        while True:
+            await trio.sleep(COMMIT_PAUSE_S)
+            await self.commit_due()
+
+    async def commit_due(self) -> None:
+        """Commit our address and fresh signatures if that is due and we may; else later."""
+        address = advertised(self._settings, self.swarm.listen)
+        if not self._upkeep.due(address, self.catalog.expires):
+            return
+        try:
+            await trio.to_thread.run_sync(self._upkeep.work, address)
+            self._complain("commit", "")
+        except (OSError, TorrentfsError) as error:
+            self._complain("commit", f"{error}; it will be tried again")
 
     async def stats(self) -> dict[str, Any]:
         """Return figures for admins; bytes are payload only.
@@ -140,6 +165,12 @@ class Origin:
             "peers": counters.peers,
         }
 
+    def _complain(self, about: str, complaint: str) -> None:
+        """Log a *complaint* once, not once a second."""
+        if complaint and complaint != self._complaints.get(about):
+            log.warning("%s", complaint)
+        self._complaints[about] = complaint
+
     async def _seed_all(self) -> None:
         refs = await trio.to_thread.run_sync(self._inventory.refs, self.catalog)
         for info_hash in self._seeded.keys() - refs.keys():
@@ -159,20 +190,6 @@ class Origin:
             self._seeded[offer.ref.info_hash] = offer.ref
             # Others get their turn: an add takes 1–2 ms.
             await trio.lowlevel.checkpoint()
-
-    def _advertise(self) -> None:
-        """Commit our address to the catalog, so that nodes ask us, if we may and it is not there."""
-        host, port = parse_address(self._settings.advertise or self._settings.swarm.listen)
-        if not self._repository.can_commit or (host in _WILDCARDS and not self._settings.advertise):
-            self._advertised = True
-            return
-        address = format_address(host, port or self.swarm.listen[1])
-        with self._repository.lock(ADVERTISE_WAIT_S):
-            seeders = self._repository.catalog().seeders
-            if address not in seeders:
-                self._repository.set_seeders((*seeders, address))
-                log.info("the catalog names %s for peers now", address)
-        self._advertised = True
 
 
 class _Deaf:
