@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from local_content import LocalContent, MemoryLedger
 
-from torrentfs.errors import FormatError, IsADirectory, NotADirectory, NotALink, StaleInode
+from torrentfs.errors import CacheError, FormatError, IsADirectory, NotADirectory, NotALink, StaleInode
 from torrentfs.repository.manifest import HOLE, Extent
 from torrentfs.repository.metainfo import InfoHash, Kind, NotCached, TorrentRef
 from torrentfs.repository.publisher import publish
@@ -229,3 +230,21 @@ def addresses(piece: Slice) -> list[tuple[bytes, int, int]]:
 def test_extents_that_do_not_make_up_a_read_are_refused(found: list[tuple[int, Extent]]) -> None:
     with pytest.raises(FormatError):
         cut(found, PACKS, 0, 100)
+
+
+def test_an_inode_is_named_even_when_the_disk_refuses(tree: Tree) -> None:
+    inode = find(tree, "soft/v1/below/large")
+    refusing = Tree(Refusing(), MemoryLedger(), (0, 0))
+    refusing.swap(tree.catalog)
+
+    assert refusing.path(inode) == b"soft/v1@1 (entry %d)" % (inode & ENTRY_MASK)
+
+
+class Refusing:
+    """A content on a disk that fails."""
+
+    def range(self, ref: TorrentRef, offset: int, length: int) -> bytes:
+        raise CacheError("cannot read: Input/output error")
+
+    def expect(self, refs: Sequence[TorrentRef]) -> None:
+        pass

@@ -3,6 +3,7 @@
 What can be answered at once is, without a checkpoint: pyfuse3 itself costs some 25 µs a request.
 """
 
+import errno
 import logging
 import os
 import re
@@ -160,15 +161,12 @@ class _Operations(pyfuse3.Operations):
         self.initialised.set()
 
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> EntryAttributes:
-        filesystem, inode = self._filesystem, Inode(parent)
-        found = await self._answer("lookup", inode, filesystem.lookup, inode, name)
-        if found is not None:
-            return self._entry(found)
-        return self._absent_for_good if filesystem.is_fixed(inode) else self._absent
+        inode = Inode(parent)
+        return await self._answer("lookup", inode, self._lookup, inode, name)
 
     async def getattr(self, inode: int, ctx: Any) -> EntryAttributes:
         wanted = Inode(inode)
-        return self._entry(await self._answer("stat", wanted, self._filesystem.attributes, wanted))
+        return await self._answer("stat", wanted, self._getattr, wanted)
 
     async def readlink(self, inode: int, ctx: Any) -> bytes:
         wanted = Inode(inode)
@@ -233,6 +231,17 @@ class _Operations(pyfuse3.Operations):
     async def forget(self, inodes: Sequence[tuple[int, int]]) -> None:
         pass
 
+    # What the kernel cannot be told (a size above 2**63) must raise inside `_answer` too.
+
+    def _lookup(self, parent: Inode, name: bytes) -> EntryAttributes:
+        found = self._filesystem.lookup(parent, name)
+        if found is not None:
+            return self._entry(found)
+        return self._absent_for_good if self._filesystem.is_fixed(parent) else self._absent
+
+    def _getattr(self, inode: Inode) -> EntryAttributes:
+        return self._entry(self._filesystem.attributes(inode))
+
     async def _answer(self, doing: str, inode: Inode, attempt: Callable[..., T], *values: object) -> T:
         """Return what *attempt* does, at once if it can. Only FUSEErrors come out: others would unmount."""
         try:
@@ -244,7 +253,11 @@ class _Operations(pyfuse3.Operations):
             raise self._fault(error, inode, doing) from None
 
     def _fault(self, error: Exception, inode: Inode, doing: str) -> FUSEError:
-        return FUSEError(self._filesystem.fault(error, inode, doing))
+        try:
+            return FUSEError(self._filesystem.fault(error, inode, doing))
+        except Exception:  # a fault in reporting one must not unmount either
+            log.exception("%s of inode %d failed, and so did saying so", doing, inode)
+            return FUSEError(errno.EIO)
 
     def _entry(self, found: Attributes) -> EntryAttributes:
         entry = EntryAttributes()

@@ -13,6 +13,7 @@ from torrentfs.errors import (
     NotADirectory,
     NotALink,
     StaleInode,
+    TorrentfsError,
 )
 from torrentfs.repository.catalog import RESERVED, Catalog
 from torrentfs.repository.manifest import Entry, Manifest
@@ -157,7 +158,8 @@ class Tree:
         shown = f"{path}@{revision.number}" if revision else path
         try:
             return b"/".join((shown.encode(), *self._names(ordinal, inode & ENTRY_MASK)))
-        except (NotCached, FormatError, StaleInode, IndexError):
+        except (NotCached, TorrentfsError, IndexError):
+            # Also when the disk refuses: this names what failed because of it.
             return f"{shown} (entry {inode & ENTRY_MASK})".encode()
 
     def revision_of(self, inode: Inode) -> tuple[str, int] | None:
