@@ -33,7 +33,6 @@ class FakeSwarm:
         self.have: dict[InfoHash, set[int]] = {}
         self.wanted: dict[InfoHash, dict[PieceIndex, bool]] = {}
         self.dialled: list[tuple[str, int]] = []
-        self.disk_error: str | None = None
         self._connected: set[InfoHash] = set()
         self._send, self._receive = trio.open_memory_channel[tuple[InfoHash, PieceIndex, bytes]](10_000)
 

@@ -34,6 +34,7 @@ class Deaf:
 
     def pieces_arrived(self, *_: object) -> None: ...
     def piece_failed(self, *_: object) -> None: ...
+    def disk_failed(self, *_: object) -> None: ...
     def peers_changed(self, *_: object) -> None: ...
 
 
@@ -154,6 +155,24 @@ async def test_a_piece_that_rots_is_fetched_from_a_peer_again(tmp_path: Path) ->
 
             stats = await node.stats()
             assert (stats.from_peers, stats.damaged_pieces) == (PIECE_LENGTH, 1)
+
+
+@pytest.mark.warns("No space left on device")
+async def test_a_full_disk_fails_a_read_at_once_and_says_so(tmp_path: Path) -> None:
+    async with (
+        origin(tmp_path / "origin") as first,
+        serving(METAINFO_ONLY) as web,
+        running(tmp_path / "a") as node,
+    ):
+        path = tmp_path / "a" / PACK.ref.kind.url_path(PACK.ref.info_hash)
+        path.symlink_to("/dev/full")
+        view = node.view(Sources((web.url,), (first,)))
+
+        with pytest.raises(CacheError, match="No space left on device"):
+            await frame(view, 5)
+
+        stats = await node.stats()
+        assert (stats.cached, stats.waiting, stats.cache_errors) == (0, 0, 1)
 
 
 async def test_a_killed_node_lost_nothing_that_it_had_answered(tmp_path: Path) -> None:

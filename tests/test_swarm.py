@@ -26,6 +26,7 @@ class Recorder:
     def __init__(self) -> None:
         self.arrived: list[PieceIndex] = []
         self.failed: list[PieceIndex] = []
+        self.disk_errors: list[str] = []
         self.connected = 0
         self._changed = trio.Event()
 
@@ -35,6 +36,10 @@ class Recorder:
 
     def piece_failed(self, info_hash: InfoHash, piece: PieceIndex) -> None:
         self.failed.append(piece)
+        self._tell()
+
+    def disk_failed(self, info_hash: InfoHash, reason: str) -> None:
+        self.disk_errors.append(reason)
         self._tell()
 
     def peers_changed(self, info_hash: InfoHash, connected: int) -> None:
@@ -366,10 +371,40 @@ async def test_unwritable_file_is_reported_and_tried_again(
     async with running() as (node, seen):
         node.add(metainfo, tmp_path / "cache", [False] * PIECES)
         node.inject(metainfo.info_hash, PieceIndex(0), piece_of(content, 0))
-        await seen.until(lambda seen: seen.failed)
+        await seen.until(lambda seen: seen.disk_errors)
 
         (tmp_path / "cache").rmdir()
         node.inject(metainfo.info_hash, PieceIndex(0), piece_of(content, 0))
         await seen.until(lambda seen: seen.arrived)
 
-        assert (seen.failed, seen.arrived) == ([0], [0])
+        assert (seen.failed, seen.arrived) == ([], [0])
+
+
+@pytest.mark.warns("No space left on device")
+async def test_a_full_disk_is_told_of_what_peers_send_and_tried_again(
+    content: bytes, metainfo: Metainfo, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").symlink_to("/dev/full")
+    async with running() as (origin, _), running() as (node, seen):
+        origin.add(metainfo, whole, None, seed=True)
+        node.add(metainfo, tmp_path / "cache", [False] * PIECES, [origin.listen])
+        node.want(metainfo.info_hash, pieces(3), urgent=True)
+        await seen.until(lambda seen: seen.disk_errors)
+
+        node.want(metainfo.info_hash, pieces(4), urgent=True)
+        await seen.until(lambda seen: len(seen.disk_errors) == 2)
+        (tmp_path / "cache").unlink()
+        monkeypatch.setattr("torrentfs.node.swarm.RECOVER_PAUSE_S", 0.0)
+        node.want(metainfo.info_hash, pieces(3), urgent=True)
+        await seen.until(lambda seen: seen.arrived)
+
+        assert seen.arrived == [3]
+        assert read_piece(tmp_path / "cache", 3) == piece_of(content, 3)
+
+
+async def test_a_swarm_that_has_closed_bears_an_unwant(metainfo: Metainfo, tmp_path: Path) -> None:
+    async with running() as (node, _):
+        node.add(metainfo, tmp_path / "cache", [False] * PIECES)
+        node.want(metainfo.info_hash, pieces(3), urgent=True)
+
+    node.unwant(metainfo.info_hash, pieces(3))

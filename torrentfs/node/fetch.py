@@ -130,6 +130,17 @@ class Fetcher:
         if flight is not None:
             self._courier.due(torrent, flight, trio.current_time())
 
+    def disk_failed(self, info_hash: InfoHash, reason: str) -> None:
+        """Fail who waits for a torrent at once: no source helps, and later reads try anew."""
+        torrent = self.torrents.get(info_hash)
+        if torrent is None:
+            return
+        self.counts.cache_errors += 1
+        error = CacheError(f"cannot use {self._store.path(torrent.held.ref)}: {reason}")
+        torrent.injected.clear()
+        for piece in list(torrent.flights):
+            self._traffic.end(torrent, piece, error)
+
     def peers_changed(self, info_hash: InfoHash, connected: int) -> None:
         """Turn to mirrors when the last peer goes; wait a little for the first one that comes."""
         torrent = self.torrents.get(info_hash)

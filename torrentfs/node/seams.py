@@ -16,7 +16,10 @@ class SwarmEvents(Protocol):
         """Pieces are verified, and on disk: they can be read now. Injected ones too."""
 
     def piece_failed(self, info_hash: InfoHash, piece: PieceIndex) -> None:
-        """A piece, injected or from peers, does not match its hash."""
+        """A piece, injected or from peers, does not match its hash; if it was wanted it still is."""
+
+    def disk_failed(self, info_hash: InfoHash, reason: str) -> None:
+        """The torrent's file cannot be used: nothing that was wanted or injected comes any more."""
 
     def peers_changed(self, info_hash: InfoHash, connected: int) -> None:
         """So many peers that can serve are connected now."""
@@ -73,7 +76,7 @@ class Swarm(Protocol):
         """Ask peers for pieces."""
 
     def unwant(self, info_hash: InfoHash, pieces: Sequence[PieceIndex]) -> None:
-        """Ask no more."""
+        """Ask no more; of a torrent that the swarm has left too, as at a node's end."""
 
     def inject(self, info_hash: InfoHash, piece: PieceIndex, data: bytes) -> None:
         """Take a piece from elsewhere: verify, write, tell, seed it."""

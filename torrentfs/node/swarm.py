@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import libtorrent as lt
 import trio
@@ -18,6 +18,7 @@ from torrentfs.config import SwarmSettings
 from torrentfs.errors import FormatError, ListenError
 from torrentfs.node.answers import Answers
 from torrentfs.node.names import Names, numeric
+from torrentfs.node.seams import SwarmEvents
 from torrentfs.node.session import SwarmCounters, open_session, read_counters
 from torrentfs.node.sockets import Address, tune_sockets
 from torrentfs.node.torrent import AHEAD, URGENT, Torrent, credible
@@ -37,19 +38,6 @@ SETTLE_PAUSE_S = (0.002, 0.1)
 """The first and the longest pause between two looks whether dialled sockets are connected."""
 
 
-class SwarmEvents(Protocol):
-    """Who asked for pieces; called from the task that runs the swarm, and must not wait."""
-
-    def pieces_arrived(self, info_hash: InfoHash, pieces: Sequence[PieceIndex]) -> None:
-        """Take note of pieces that are verified and readable by `os.pread`; injected ones too."""
-
-    def piece_failed(self, info_hash: InfoHash, piece: PieceIndex) -> None:
-        """Take note of a piece that failed its hash or could not be written; if it was wanted it still is."""
-
-    def peers_changed(self, info_hash: InfoHash, connected: int) -> None:
-        """Take note that this many peers are connected now."""
-
-
 class Swarm:
     """All torrents of a node. Methods other than `run` may be called once `run` has started."""
 
@@ -63,6 +51,7 @@ class Swarm:
         self._names = Names(self._resolved)
         self._awaiting: dict[tuple[str, int], set[InfoHash]] = {}
         self._here: list[tuple[InfoHash, PieceIndex]] = []
+        self._failing: dict[InfoHash, str] = {}
         self._counters: Answers[SwarmCounters] = Answers()
         self._bell = Wakeup()
         self._dialled = trio.Event()
@@ -132,14 +121,19 @@ class Swarm:
     def want(self, info_hash: InfoHash, pieces: Sequence[PieceIndex], *, urgent: bool) -> None:
         """Ask peers for *pieces*: at once when *urgent*, else behind those, in the order of the file."""
         torrent = self._torrents[info_hash]
-        self._recover(torrent)
+        if not self._recover(torrent):
+            return
         torrent.want(pieces, URGENT if urgent else AHEAD)
         if urgent and not torrent.connected and not torrent.dialled:
             torrent.dial([*torrent.peers])
 
     def unwant(self, info_hash: InfoHash, pieces: Sequence[PieceIndex]) -> None:
-        """Take back the wish for *pieces*; what is under way still arrives."""
-        self._torrents[info_hash].unwant(pieces)
+        """Take back the wish for *pieces*; what is under way still arrives.
+
+        Readers leave at the node's end too, when the swarm may have left its torrents.
+        """
+        if torrent := self._torrents.get(info_hash):
+            torrent.unwant(pieces)
 
     def inject(self, info_hash: InfoHash, piece: PieceIndex, data: bytes) -> None:
         """Hand over a piece that was fetched elsewhere: it is verified, reported and seeded like others.
@@ -153,8 +147,8 @@ class Swarm:
             self._here.append((info_hash, piece))
             self._bell.ring()
             return
-        self._recover(torrent)
-        torrent.inject(piece, data)
+        if self._recover(torrent):
+            torrent.inject(piece, data)
 
     def drop(self, info_hash: InfoHash, pieces: Collection[PieceIndex]) -> None:
         """Believe no longer that *pieces* are there; wants and injections stay, connections are made anew.
@@ -191,10 +185,19 @@ class Swarm:
         torrent.start(self._session)
         self._events.peers_changed(torrent.metainfo.info_hash, 0)
 
-    def _recover(self, torrent: Torrent) -> None:
-        """Start anew after an error of the disk: libtorrent would rest for 10 minutes, or for ever."""
-        if torrent.failed_at is not None and time.monotonic() - torrent.failed_at >= RECOVER_PAUSE_S:
-            self._restart(torrent)
+    def _recover(self, torrent: Torrent) -> bool:
+        """Start anew after an error of the disk: libtorrent would rest for 10 minutes, or for ever.
+
+        Return whether anything can be asked for; if that error is too fresh, it is told again.
+        """
+        if torrent.failed_at is None:
+            return True
+        if time.monotonic() - torrent.failed_at < RECOVER_PAUSE_S:
+            self._failing[torrent.metainfo.info_hash] = torrent.failure
+            self._bell.ring()
+            return False
+        self._restart(torrent)
+        return True
 
     def _known_numbers(self, info_hash: InfoHash, peers: Iterable[tuple[str, int]]) -> list[Address]:
         """Return those of *peers* whose addresses are known; the others are dialled when they are."""
@@ -243,6 +246,9 @@ class Swarm:
                 handle(alert)
         for info_hash, pieces in arrived.items():
             self._events.pieces_arrived(info_hash, pieces)
+        failing, self._failing = self._failing, {}
+        for info_hash, reason in failing.items():
+            self._events.disk_failed(info_hash, reason)
 
     def _torrent_of(self, alert: Any) -> Torrent | None:
         """Return whom *alert* is about; None if that was removed, be it to be added anew."""
@@ -274,11 +280,11 @@ class Swarm:
         torrent = self._torrent_of(alert)
         if torrent is None or torrent.failed_at is not None:
             return
-        log.error("%s: %s", torrent.file, alert.error.message())
-        torrent.failed_at = time.monotonic()
-        for piece in [*torrent.injected]:
-            del torrent.injected[piece]
-            self._events.piece_failed(torrent.metainfo.info_hash, piece)
+        reason = alert.error.message()
+        if reason != torrent.failure:  # a full disk is one line, not one for each attempt
+            log.error("%s: %s", torrent.file, reason)
+        torrent.fail(reason)
+        self._failing[torrent.metainfo.info_hash] = reason
 
     def _on_alerts_dropped(self, alert: Any) -> None:
         """Ask libtorrent what it has: pieces may have arrived unseen."""

@@ -45,6 +45,8 @@ class Torrent:
     connected: set[Address] = field(default_factory=set)
     dialled_at: float = 0.0
     failed_at: float | None = None
+    failure: str = ""
+    """What the disk said last, until a piece was written again."""
 
     def start(self, session: Any) -> None:
         """Add it to *session*, asleep until `open`."""
@@ -106,8 +108,17 @@ class Torrent:
         """Take note of a piece that is here; return whether that is news."""
         asked = [held.pop(piece, None) for held in (self.wanted, self.injected)]
         news = any(asked) or not self.have[piece]
+        if news:
+            self.failure = ""
         self.have[piece] = True
         return news
+
+    def fail(self, reason: str) -> None:
+        """Take note that the disk failed: who asked for pieces is told, and asks again."""
+        self.failed_at = time.monotonic()
+        self.failure = reason
+        self.wanted.clear()
+        self.injected.clear()
 
     def dial(self, peers: Sequence[Address]) -> None:
         """Connect to *peers*, at once if there is no connection that this would break."""

@@ -1,7 +1,6 @@
 """This module starts and ends the flights of a node, and counts them and the bytes that they bring."""
 
 from collections.abc import Iterable
-from contextlib import suppress
 
 import trio
 
@@ -83,7 +82,4 @@ class Traffic:
         """End a flight that nobody waits for any more."""
         if torrent.flights.get(flight.piece) is flight:
             self.end(torrent, flight.piece, None)
-            with suppress(
-                KeyError
-            ):  # readers leave at the node's end too, when the swarm has left its torrents
-                self._swarm.unwant(torrent.metainfo.info_hash, [flight.piece])
+            self._swarm.unwant(torrent.metainfo.info_hash, [flight.piece])
