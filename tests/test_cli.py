@@ -160,7 +160,7 @@ def test_what_is_no_repository_is_said_so(torrentfs, tmp_path: Path, command: li
 
 
 def test_stats_without_any_mount(torrentfs) -> None:
-    assert torrentfs("stats").out == "nothing is mounted\n"
+    assert torrentfs("stats").out == "nothing is mounted or seeded\n"
     assert json.loads(torrentfs("stats", "--json").out) == []
 
 
@@ -188,6 +188,11 @@ def test_a_wrong_key_in_a_mounts_file_is_named(torrentfs, tmp_path: Path) -> Non
     ("options", "words"),
     [
         (["--repository", "ftp://x"], "ftp://x"),
+        (["--repository", "http://[::1/x"], "http://[::1/x"),
+        (["--repository", "http://x:99999"], "http://x:99999"),
+        (["--repository", "file://elsewhere/x"], "file://elsewhere/x"),
+        (["--mirror", "http://"], "http://"),
+        (["--cache", os.fsdecode(b"/caf\xe9")], "UTF-8"),
         (["--peer", "nonsense"], "nonsense"),
         (["--listen", "nonsense"], "nonsense"),
         (["--set", "mount.read_deadline_s"], "KEY=VALUE"),

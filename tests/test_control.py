@@ -38,7 +38,16 @@ async def break_down() -> Any:
     raise KeyError("oh")
 
 
-WORDS: dict[str, Callable[[], Awaitable[Any]]] = {"stats": answer, "refuse": refuse, "break": break_down}
+async def be_odd() -> Any:
+    return {"mountpoint": os.fsdecode(b"/caf\xe9")}
+
+
+WORDS: dict[str, Callable[[], Awaitable[Any]]] = {
+    "stats": answer,
+    "refuse": refuse,
+    "break": break_down,
+    "odd": be_odd,
+}
 
 
 async def asked(work: Callable[[], Any]) -> Any:
@@ -79,7 +88,7 @@ async def test_the_pid_is_known_without_an_answer() -> None:
 
 @pytest.mark.parametrize(
     ("word", "reason"),
-    [("refuse", "the repository is away"), ("dance", "answers only to: break, refuse, stats")],
+    [("refuse", "the repository is away"), ("dance", "answers only to: break, odd, refuse, stats")],
 )
 async def test_a_refusal_is_one_line_for_the_asker(word: str, reason: str) -> None:
     def work() -> str:
@@ -98,6 +107,32 @@ async def test_our_own_bug_is_an_answer_and_the_daemon_lives_on() -> None:
         return control_client.ask(PLACE, "stats")
 
     assert await asked(work) == {"pid": os.getpid()}
+
+
+@pytest.mark.warns("a question could not be answered")
+async def test_an_answer_that_is_no_text_is_an_error_and_the_daemon_lives_on() -> None:
+    def work() -> Any:
+        for _ in range(2):
+            with pytest.raises(ControlError, match="Unicode"):
+                control_client.ask(PLACE, "odd")
+        return control_client.ask(PLACE, "stats")
+
+    assert await asked(work) == {"pid": os.getpid()}
+
+
+async def test_a_daemon_that_takes_no_more_questions_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(control_client, "CONNECT_DEADLINE_S", 0.05)
+    with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as waiting:
+        full.bind(str(socket_path(Path("/full"))))
+        full.listen(0)
+        waiting.connect(str(socket_path(Path("/full"))))
+
+        answers, errors = await asked(partial(control_client.ask_all, "stats"))
+
+    assert answers == [{"pid": os.getpid()}]
+    assert len(errors) == 1
 
 
 @pytest.mark.parametrize("question", [b"\n", b"[]\n", b'{"ask": 3}\n', b"x" * 10_000, b'"stats"\n'])

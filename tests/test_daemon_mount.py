@@ -120,6 +120,15 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     made.break_up()
 
 
+def test_a_mount_is_listed_whatever_its_paths_are_called(site: Site) -> None:
+    publish(site.repository, site.directory / "source", "public/v1", progress=None)
+    site.mount()
+
+    listed = json.loads(command("list", site.mountpoint, "--json").stdout)
+
+    assert [package["path"] for package in listed] == ["TEST/v1", "public/v1"]
+
+
 def test_a_job_runs_from_a_mount_and_umount_leaves_nothing(site: Site) -> None:
     site.mount()
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,9 +17,10 @@ import pytest
 import trio
 from test_swarm import Recorder, running
 
+from torrentfs.cli import app
 from torrentfs.config import SeedSettings, SwarmSettings, format_address
+from torrentfs.daemon import control_client, upkeep
 from torrentfs.daemon import seed as daemon_seed
-from torrentfs.daemon import upkeep
 from torrentfs.daemon.seed import Origin, seed
 from torrentfs.errors import ListenError, RepositoryError
 from torrentfs.repository import trust
@@ -247,6 +248,52 @@ async def test_taken_web_port_is_refused(repository: Repository) -> None:
             await seed(repository.directory, settings)
 
 
+@pytest.fixture
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control sockets of the test's own."""
+    monkeypatch.setenv("TORRENTFS_RUNTIME_DIR", str(tmp_path / "run"))
+
+
+@contextlib.contextmanager
+def command(*arguments: str | Path) -> Iterator["subprocess.Popen[str]"]:
+    """Run `torrentfs seed` in a process of its own, and end it."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "torrentfs", "seed", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+@pytest.mark.usefixtures("runtime")
+def test_origin_answers_stats_and_is_the_only_one(
+    repository: Repository, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ref = publish_bytes(repository, "data/a")
+    options = [repository.directory, "--listen", "127.0.0.1:0"]
+    with command(*options) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline().startswith("seeding alice")
+        figures = control_client.ask(repository.directory, "stats")
+        assert app.run(["stats"]) == 0
+        shown = capsys.readouterr().out
+        with command(*options) as second:
+            _, refusal = second.communicate(timeout=DEADLINE_S)
+
+    assert (figures["repository"], figures["pid"], figures["torrents"]) == ("alice", first.pid, 2)
+    assert figures["catalog"]["version"] == repository.catalog().version
+    assert figures["bytes"]["seeded"] > ref.length
+    assert (figures["bytes"]["uploaded"], figures["peers"], figures["mountpoint"]) == (0, 0, None)
+    assert f"origin of alice, process {first.pid}" in shown
+    assert second.returncode == 1
+    assert f"is seeded already, by process {first.pid}" in refusal
+
+
+@pytest.mark.usefixtures("runtime")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_it_cleanly(repository: Repository, number: signal.Signals) -> None:
     publish_bytes(repository, "data/a")

@@ -25,7 +25,7 @@ COMMANDS = {
     "mount": ("torrentfs.cli.mount", "Mount a repository."),
     "umount": ("torrentfs.cli.umount", "End a mount and its daemon."),
     "refresh": ("torrentfs.cli.refresh", "Make a mount ask for a newer catalog now."),
-    "stats": ("torrentfs.cli.stats", "Show what this node's mounts hold, fetch and serve."),
+    "stats": ("torrentfs.cli.stats", "Show what mounts and origins on this machine hold, fetch and serve."),
 }
 """Name to module and one line of help, in the order in which `--help` shows them."""
 

@@ -38,19 +38,21 @@ def _catalog(place: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
 
     Raises: UsageError, RepositoryError, ControlError.
     """
-    if (place / "public").is_dir():
+    from torrentfs.daemon.mountpoint import is_mounted, resolve  # noqa: PLC0415
+
+    mountpoint = resolve(place)
+    # A mount first, and without a look inside: its tree may have a public/ too, or its daemon hang.
+    if is_mounted(mountpoint):
+        from torrentfs.daemon.control_client import ask  # noqa: PLC0415
+
+        answer = ask(mountpoint, "list")
+    elif (place / "public").is_dir():
         from torrentfs.daemon.report import listing  # noqa: PLC0415
         from torrentfs.repository.workshop import Repository  # noqa: PLC0415
 
         answer = listing(Repository(place).catalog())
     else:
-        from torrentfs.daemon.control_client import ask  # noqa: PLC0415
-        from torrentfs.daemon.mountpoint import is_mounted, resolve  # noqa: PLC0415
-
-        mountpoint = resolve(place)
-        if not is_mounted(mountpoint):
-            raise UsageError(f"{place} is neither a repository (no public/ in it) nor a mount of torrentfs")
-        answer = ask(mountpoint, "list")
+        raise UsageError(f"{place} is neither a repository (no public/ in it) nor a mount of torrentfs")
     return answer["packages"], answer["aliases"]
 
 

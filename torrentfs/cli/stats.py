@@ -1,4 +1,4 @@
-"""This module is `torrentfs stats`: what a node's mounts hold, fetch and serve."""
+"""This module is `torrentfs stats`: what a node's mounts and origins hold, fetch and serve."""
 
 import sys
 import time
@@ -17,24 +17,29 @@ CLEAR = "\033[H\033[J"
 @click.command(
     epilog="""\b
 Examples:
-  torrentfs stats                         (all mounts of this user)
+  torrentfs stats                         (all mounts and origins of this user)
   torrentfs stats /opt/alice --watch
-  torrentfs stats /opt/alice --json | jq .bytes"""
+  torrentfs stats /opt/alice --json | jq .bytes
+  torrentfs stats /srv/alice              (a repository that `torrentfs seed` serves)"""
 )
-@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="One object for MOUNTPOINT; without it a list of them.")
+@click.argument("place", metavar="[MOUNTPOINT|REPO]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--json", "as_json", is_flag=True, help="One object for MOUNTPOINT or REPO; without it a list of them."
+)
 @click.option("--watch", is_flag=True, help="Show it anew every 2 s until interrupted.")
-def command(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
-    """Show what the mount at MOUNTPOINT holds, fetches and serves; by default every mount of this user.
+def command(place: Path | None, as_json: bool, watch: bool) -> None:
+    """Show what the mount at MOUNTPOINT, or the origin of REPO, holds, fetches and serves.
+
+    By default every mount and every origin of this user on this machine.
 
     Bytes are payload as it travels (compressed, without protocol overhead); "read" is what jobs got.
     """
     while True:
-        records, errors = _ask(mountpoint)
+        records, errors = _ask(place)
         if as_json:
-            print_json(records[0] if mountpoint else records, lines=watch)
+            print_json(records[0] if place else records, lines=watch)
         else:
-            text = "\n\n".join(_text(record) for record in records) or "nothing is mounted"
+            text = "\n\n".join(_text(record) for record in records) or "nothing is mounted or seeded"
             click.echo(f"{CLEAR}{text}" if watch and sys.stdout.isatty() else text)
         if not watch:
             if errors:
@@ -46,7 +51,7 @@ def command(mountpoint: Path | None, as_json: bool, watch: bool) -> None:
             return
 
 
-def _ask(mountpoint: Path | None) -> tuple[list[dict[str, Any]], list[ControlError]]:
+def _ask(place: Path | None) -> tuple[list[dict[str, Any]], list[ControlError]]:
     """Return the records of the daemons that were meant, and why others of them are missing.
 
     Raises: ControlError.
@@ -54,11 +59,30 @@ def _ask(mountpoint: Path | None) -> tuple[list[dict[str, Any]], list[ControlErr
     from torrentfs.daemon.control_client import ask, ask_all  # noqa: PLC0415
     from torrentfs.daemon.mountpoint import resolve  # noqa: PLC0415
 
-    return ask_all("stats") if mountpoint is None else ([ask(resolve(mountpoint), "stats")], [])
+    return ask_all("stats") if place is None else ([ask(resolve(place), "stats")], [])
 
 
 def _text(record: dict[str, Any]) -> str:
     """Return *record* as people read it."""
+    return _origin(record) if "directory" in record else _mount(record)
+
+
+def _origin(record: dict[str, Any]) -> str:
+    count, catalog = record["bytes"], record["catalog"]
+    return "\n".join(
+        (
+            f"{record['directory']}: origin of {record['repository']}, process {record['pid']}",
+            f"  catalog  version {catalog['version']}, good for {duration(catalog['expires'] - time.time())}",
+            f"  bytes    {size(count['uploaded'])} uploaded to peers, {size(count['served'])} sent by HTTP, "
+            f"{size(count['seeded'])} seeded in {record['torrents']} torrents",
+            f"  peers    {record['peers']} connected, listening on {record['listen']}"
+            + (f", http://{record['http']}" if record["http"] else ""),
+            f"  errors   {record['errors']}",
+        )
+    )
+
+
+def _mount(record: dict[str, Any]) -> str:
     count, catalog, reads = record["bytes"], record["catalog"], record["reads"]
     lines = [
         f"{record['mountpoint']}: {record['repository']} from {record['url']}, process {record['pid']}",

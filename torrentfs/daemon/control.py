@@ -1,7 +1,7 @@
 """This module answers questions to a daemon on its Unix socket; what the answers are, its caller says.
 
-The socket doubles as the claim on a mountpoint: whoever listens there serves it. The other end is
-`control_client`.
+The socket doubles as the claim on a mountpoint, or on a repository to seed: whoever listens there serves it.
+The other end is `control_client`.
 """
 
 import fcntl
@@ -33,23 +33,27 @@ Answers = Mapping[str, Callable[[], Awaitable[Any]]]
 log = logging.getLogger(__name__)
 
 
-@contextmanager
-def claim(mountpoint: Path) -> Iterator[socket.socket]:
-    """Listen for questions about *mountpoint* (resolved), which no other daemon may do then.
+def _mounted(mountpoint: Path, pid: int) -> TorrentfsError:
+    return MountError(
+        f"{mountpoint} is mounted already, by process {pid}; torrentfs umount {mountpoint} ends it"
+    )
 
-    Raises: MountError: one does already.
+
+@contextmanager
+def claim(place: Path, refusal: Callable[[Path, int], TorrentfsError] = _mounted) -> Iterator[socket.socket]:
+    """Listen for questions about *place* (resolved), a mountpoint by default: no other daemon may then.
+
+    Raises: what *refusal* makes of the process that does already; ControlError.
     """
-    path = socket_path(mountpoint)
+    path = socket_path(place)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
     try:
         # Between seeing that a socket is dead and replacing it nobody else may do the same.
         fcntl.flock(directory, fcntl.LOCK_EX)
-        pid = daemon_pid(mountpoint)
+        pid = daemon_pid(place)
         if pid is not None:
-            raise MountError(
-                f"{mountpoint} is mounted already, by process {pid}; torrentfs umount {mountpoint} ends it"
-            )
+            raise refusal(place, pid)
         path.unlink(missing_ok=True)
         listener.bind(os.fsencode(path))
         listener.listen(BACKLOG)
@@ -95,7 +99,7 @@ async def _serve_one(stream: trio.SocketStream, answers: Answers, limiter: trio.
             with trio.fail_after(QUESTION_DEADLINE_S):
                 line = await _read_line(stream)
             with trio.fail_after(ANSWER_DEADLINE_S):
-                await stream.send_all(msgspec.json.encode(await _answer(line, answers)) + b"\n")
+                await stream.send_all(await _answer(line, answers) + b"\n")
     except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError):
         pass  # who asked has gone or sleeps: nothing is owed
     finally:
@@ -113,18 +117,27 @@ async def _read_line(stream: trio.SocketStream) -> bytes:
     return bytes(line)
 
 
-async def _answer(line: bytes, answers: Answers) -> dict[str, Any]:
+async def _answer(line: bytes, answers: Answers) -> bytes:
     """Return the answer to *line*; every failure is one, so that the daemon lives on."""
     try:
-        question = msgspec.json.decode(line)
-        word = question.get("ask") if isinstance(question, dict) else None
-        if not isinstance(word, str) or word not in answers:
-            raise ControlError(f"this daemon answers only to: {', '.join(sorted(answers))}")
-        return {"answer": await answers[word]()}
+        return msgspec.json.encode({"answer": await _asked(line, answers)})
     except msgspec.DecodeError:
-        return {"error": "the question is not a line of JSON"}
-    except TorrentfsError as error:
-        return {"error": str(error)}
-    except Exception as error:
+        error = "the question is not a line of JSON"
+    except TorrentfsError as refusal:
+        error = str(refusal)
+    except Exception as fault:
         log.exception("a question could not be answered")
-        return {"error": f"the daemon failed to answer, its log says why: {error!r}"}
+        error = f"the daemon failed to answer, its log says why: {fault!r}"
+    return msgspec.json.encode({"error": error.encode(errors="backslashreplace").decode()})
+
+
+async def _asked(line: bytes, answers: Answers) -> Any:
+    """Return what the word in *line* is answered with.
+
+    Raises: msgspec.DecodeError, TorrentfsError, and whatever a bug of ours raises.
+    """
+    question = msgspec.json.decode(line)
+    word = question.get("ask") if isinstance(question, dict) else None
+    if not isinstance(word, str) or word not in answers:
+        raise ControlError(f"this daemon answers only to: {', '.join(sorted(answers))}")
+    return await answers[word]()

@@ -1,4 +1,4 @@
-"""This module asks a mount's daemon over its Unix socket; answering is done in `control`.
+"""This module asks a daemon, a mount's or an origin's, over its Unix socket; answering is done in `control`.
 
 One JSON object per line each way: {"ask": WORD}, {"answer": …} or {"error": TEXT}. Without trio: the command
 line has no use for it.
@@ -21,16 +21,16 @@ ASK_DEADLINE_S = 20.0
 CONNECT_DEADLINE_S = 5.0
 
 
-def ask(mountpoint: Path, what: str, deadline_s: float = ASK_DEADLINE_S) -> Any:
-    """Return the answer of *mountpoint*'s daemon to the question *what*.
+def ask(place: Path, what: str, deadline_s: float = ASK_DEADLINE_S) -> Any:
+    """Return the answer to *what* of the daemon of *place*, a mountpoint or a seeded repository (resolved).
 
     Raises: ControlError: no daemon, no answer in time, or a refusal.
     """
-    connection = _connect(socket_path(mountpoint))
+    connection = _connect(socket_path(place))
     if connection is None:
-        raise ControlError(f"no daemon of yours serves {mountpoint}")
+        raise ControlError(f"no daemon of yours serves {place}")
     with connection:
-        return _converse(connection, what, deadline_s, f"of {mountpoint}")
+        return _converse(connection, what, deadline_s, f"of {place}")
 
 
 def ask_all(what: str, deadline_s: float = ASK_DEADLINE_S) -> tuple[list[Any], list[ControlError]]:
@@ -41,7 +41,11 @@ def ask_all(what: str, deadline_s: float = ASK_DEADLINE_S) -> tuple[list[Any], l
     answers: list[Any] = []
     errors: list[ControlError] = []
     for path in sockets():
-        connection = _connect(path)
+        try:
+            connection = _connect(path)
+        except ControlError as error:
+            errors.append(error)
+            continue
         if connection is None:
             continue
         with connection:
@@ -53,9 +57,9 @@ def ask_all(what: str, deadline_s: float = ASK_DEADLINE_S) -> tuple[list[Any], l
     return answers, errors
 
 
-def daemon_pid(mountpoint: Path) -> int | None:
-    """Return the process that serves *mountpoint*; None if there is none. It need not answer."""
-    connection = _connect(socket_path(mountpoint))
+def daemon_pid(place: Path) -> int | None:
+    """Return the process that serves *place*; None if there is none. It need not answer."""
+    connection = _connect(socket_path(place))
     if connection is None:
         return None
     with connection:
@@ -78,7 +82,10 @@ def _connect(path: Path) -> socket.socket | None:
 
 
 def _is_listening(path: Path) -> bool:
-    connection = _connect(path)
+    try:
+        connection = _connect(path)
+    except ControlError:
+        return True
     if connection is not None:
         connection.close()
     return connection is not None

@@ -1,4 +1,4 @@
-"""This module decides where a mount's control socket lies; these are all that knows a user's mounts."""
+"""This module decides where a daemon's control socket lies; these are all that knows a user's daemons."""
 
 import hashlib
 import os
@@ -43,9 +43,12 @@ def _choose() -> Path:
     return Path(user, "torrentfs") if user else Path(tempfile.gettempdir(), f"torrentfs-{os.geteuid()}")
 
 
-def socket_path(mountpoint: Path) -> Path:
-    """Return the control socket of *mountpoint*: hashed, for a socket's name ends at 107 bytes."""
-    name = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:32]
+def socket_path(place: Path) -> Path:
+    """Return the control socket of *place*, a mountpoint or repository.
+
+    Its name is hashed: a socket's ends at 107 bytes.
+    """
+    name = hashlib.sha256(os.fsencode(place)).hexdigest()[:32]
     return runtime_directory() / f"{name}{SOCKET_SUFFIX}"
 
 

@@ -7,7 +7,7 @@ it, in processes of its own.
 import logging
 import os
 import resource
-import time
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from typing import Any
 import msgspec
 import trio
 
+from torrentfs import __version__
 from torrentfs.config import SeedSettings, SwarmSettings, format_address
+from torrentfs.daemon import control
 from torrentfs.daemon.inventory import Inventory, Offer
 from torrentfs.daemon.lifetime import end_on_signal, first_error
+from torrentfs.daemon.mountpoint import resolve
 from torrentfs.daemon.upkeep import Upkeep, advertised
 from torrentfs.errors import RepositoryError, TorrentfsError
 from torrentfs.http import PublicFiles, application, serve
@@ -41,18 +44,26 @@ Stamp = tuple[int, int, int]
 def run(directory: Path, settings: SeedSettings, ready: Callable[["Origin"], None]) -> None:
     """Be the origin of *directory* until SIGTERM or SIGINT; call *ready* once everything is seeded.
 
-    Raises: RepositoryError, ListenError, UsageError.
+    Raises: RepositoryError: there is none, or another process seeds it; ListenError, UsageError,
+    ControlError.
     """
 
-    async def main() -> None:
+    async def main(listener: socket.socket) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end_on_signal, nursery.cancel_scope)
-            ready(await nursery.start(seed, directory, settings))
+            origin = await nursery.start(seed, directory, settings)
+            nursery.start_soon(control.serve, listener, {"stats": origin.stats})
+            ready(origin)
 
-    try:
-        trio.run(main)
-    except* TorrentfsError as group:
-        raise first_error(group) from None
+    with control.claim(resolve(directory), _seeded) as listener:
+        try:
+            trio.run(main, listener)
+        except* TorrentfsError as group:
+            raise first_error(group) from None
+
+
+def _seeded(directory: Path, pid: int) -> TorrentfsError:
+    return RepositoryError(f"{directory} is seeded already, by process {pid}; end that one first")
 
 
 async def seed(
@@ -146,14 +157,15 @@ class Origin:
         counters = await self.swarm.counters()
         return {
             "repository": self.catalog.name,
-            "directory": str(self._repository.directory),
+            "mountpoint": None,
+            "directory": str(resolve(self._repository.directory)),
             "pid": os.getpid(),
+            "torrentfs": __version__,
             "listen": format_address(*self.swarm.listen),
             "http": format_address(*self.http) if self.http else None,
             "catalog": {
                 "version": self.catalog.version,
                 "expires": self.catalog.expires,
-                "expires_in_s": self.catalog.expires - int(time.time()),
             },
             "bytes": {
                 "uploaded": counters.uploaded,

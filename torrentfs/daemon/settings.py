@@ -72,10 +72,13 @@ def _check(configuration: MountConfiguration) -> None:
 
     Raises: UsageError, TrustError.
     """
+    try:
+        msgspec.json.encode(configuration)
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{error.object!a}: names in settings must be UTF-8") from None
     for url in (configuration.repository, *configuration.mirrors):
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https", "file") or not (parts.netloc or parts.scheme == "file"):
-            raise UsageError(f"{url!r} is not a repository's URL: write http://…, https://… or file:///…")
+        if not _is_url(url):
+            raise UsageError(f"{url!a} is not a repository's URL: write http://…, https://… or file:///…")
     for address in (configuration.node.swarm.listen, *configuration.peers):
         parse_address(address)
     trust = Path(configuration.trust)
@@ -87,6 +90,15 @@ def _check(configuration: MountConfiguration) -> None:
         ) from None
     if not trust.is_file() or not 0 < length <= TRUST_LENGTH_MAX:
         raise TrustError(f"{trust} is not a repository's root.json")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        web = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port out of range, half an IPv6 address
+        return False
+    return text.isprintable() and (web or (parts.scheme == "file" and parts.netloc in ("", "localhost")))
 
 
 def check_mountpoint(mountpoint: Path) -> None:
