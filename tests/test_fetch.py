@@ -12,7 +12,7 @@ from torrentfs.config import NodeSettings
 from torrentfs.errors import CacheError, DeadlineError, FormatError, UsageError
 from torrentfs.node import Node, Sources, View
 from torrentfs.node.flights import Torrent
-from torrentfs.repository.metainfo import PIECE_LENGTH, Kind, NotCached, TorrentRef
+from torrentfs.repository.metainfo import PIECE_LENGTH, Kind, NotCached, PieceIndex, TorrentRef
 from torrentfs.repository.pack import encode_frame
 
 SETTINGS = NodeSettings(connect_grace_s=0.05, hedge_delay_s=0.1, mirror_timeout_s=0.3)
@@ -170,6 +170,50 @@ async def test_a_torrent_of_another_length_than_signed_is_refused_at_once(tmp_pa
 
         with pytest.raises(FormatError, match="as is signed"):
             await read(w.view(web), lie, 0, 10)
+
+
+async def test_a_torrent_of_another_kind_than_signed_is_refused_and_not_kept(tmp_path: Path) -> None:
+    lie = TorrentRef(PACK.ref.info_hash, PACK.ref.length, Kind.MANIFEST)
+    files = {lie.kind.torrent_path(lie.info_hash): PACK.metainfo.torrent(), **PACK.files()}
+    async with world(tmp_path) as w:
+        view = w.view(await w.web(files=files))
+
+        with pytest.raises(FormatError, match="as is signed"):
+            await read(view, lie, 0, 10)
+
+        assert await read(view, PACK.ref, 0, 10) == DATA[:10]
+
+
+async def test_a_mirror_that_another_reader_knows_helps_who_waits_already(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await read(w.view(await w.web()), PACK.ref, 0, 10)
+    async with world(tmp_path) as w:
+        await until(lambda: PACK.ref.info_hash in w.swarm.added)
+        at, got = 4 * PIECE_LENGTH, []
+
+        async def reader(view: View) -> None:
+            got.append(await read(view, PACK.ref, at, 10))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader, w.view())
+            await until(lambda: PieceIndex(4) in torrent(w).flights)
+            nursery.start_soon(reader, w.view(await w.web()))
+
+        assert got == [DATA[at : at + 10]] * 2
+
+
+@pytest.mark.warns("is not seeded: cannot read")
+async def test_what_cannot_be_seeded_again_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with world(tmp_path) as w:
+        await read(w.view(await w.web()), PACK.ref, 0, 10)
+    kept = tmp_path / "metainfo" / f"{PACK.ref.info_hash.hex()}.torrent"
+    kept.unlink()
+    kept.mkdir()
+
+    async with world(tmp_path) as w:
+        await until(lambda: "is not seeded: cannot read" in caplog.text)
+
+        assert not w.swarm.added
 
 
 async def test_without_any_source_a_read_ends_at_its_deadline_and_says_why(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ class Fetcher:
         opening = self.torrents.open(ref, Sources(), RESUME_KEEP_S)
         if opening is not None:
             await opening.done.wait()
+            if opening.error is not None:
+                _LOG.warning("%s is not seeded: %s", self._store.path(ref), opening.error)
 
     # What the swarm tells (SwarmEvents)
 

@@ -98,10 +98,14 @@ class Torrent:
         self.wakes_at = float("inf")
 
     def learn(self, mirrors: Iterable[Mirror], peers: Iterable[Peer]) -> list[Peer]:
-        """Add sources, as many as a torrent may have; return the peers that are new."""
+        """Add sources, as many as a torrent may have; return the peers that are new.
+
+        A new mirror may bring at once what others wait for: the courier looks again.
+        """
         for mirror in mirrors:
             if mirror not in self.mirrors and len(self.mirrors) < MIRRORS_MAX:
                 self.mirrors.append(mirror)
+                self.wake.set()
         new = [peer for peer in dict.fromkeys(peers) if peer not in self.peers]
         new = new[: PEERS_MAX - len(self.peers)]
         self.peers.update(dict.fromkeys(new))

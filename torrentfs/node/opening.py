@@ -50,7 +50,7 @@ class Opening:
         try:
             with self.scope:
                 metainfo = await self._local(store) or await self._remote(store)
-                _check_length(metainfo, self.ref)
+                _check(metainfo, self.ref)
                 # A thread's result comes even to who is cancelled, and the swarm may have closed meanwhile.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 opened(self, metainfo)
@@ -108,12 +108,15 @@ class Opening:
             raise MirrorError(f"{path}: {error}") from error
 
 
-def _check_length(metainfo: Metainfo, ref: TorrentRef) -> None:
-    """Refuse a torrent that is not as long as its signed parent says: no mirror's fault, and none can
-    help.
+def _check(metainfo: Metainfo, ref: TorrentRef) -> None:
+    """Refuse a torrent that is not what its signed parent says: no mirror's fault, and none can help.
+
+    A pack that is called a manifest would be looked for, and kept, where no other reader finds it.
     """
+    name = ref.info_hash.hex()[:16]
     if metainfo.length != ref.length:
-        name = ref.info_hash.hex()[:16]
         raise FormatError(
             f"{ref.kind.value} {name} has {metainfo.length} bytes, not {ref.length} as is signed"
         )
+    if not metainfo.name.endswith(ref.kind.suffix):
+        raise FormatError(f"{name} is called {metainfo.name}: no {ref.kind.value} as is signed")
