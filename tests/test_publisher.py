@@ -224,9 +224,20 @@ def test_a_sparse_file_of_500_gb_takes_little(repository: Repository, tmp_path: 
     root = revision.manifest.entry(0)
     assert root.size == size
     assert size - root.hole_length <= 3 * 4096
+    assert repository.catalog().versions["huge"].current.hole_length == root.hole_length
     ((offset, extent),) = revision.manifest.extents(root, 123_456_789_012, 5)
     assert offset <= 123_456_789_012 < offset + extent.length
     assert extent.pack == 0
+
+
+def test_manifest_cut_short_is_named_and_not_taken_for_one(repository: Repository, tmp_path: Path) -> None:
+    write(tmp_path / "source", b"alignment")
+    publish(repository, tmp_path / "source", "a")
+    (manifest,) = (repository.public / "manifests").glob("*.manifest")
+    os.truncate(manifest, manifest.stat().st_size - 20)
+
+    with pytest.raises(RepositoryError, match=f"{manifest.name}.*restore it from a mirror"):
+        publish(repository, tmp_path / "source", "b")
 
 
 def test_many_holes_are_paged(repository: Repository, tmp_path: Path) -> None:

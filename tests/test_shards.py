@@ -55,11 +55,21 @@ def test_shard_is_the_documented_json() -> None:
                         "entries": 2,
                         "nlink": 3,
                         "published": 1_800_000_000,
+                        "hole_length": 0,
                     }
                 ],
             }
         },
     }
+
+
+def test_record_of_an_older_release_has_no_holes() -> None:
+    made = catalog("a")
+    files = shards.write(made)
+    older = files["catalog/default/shard-0"].replace(b'"hole_length":0,', b"")
+
+    assert older != files["catalog/default/shard-0"]
+    assert unsigned(joined({**files, "catalog/default/shard-0": older})) == unsigned(joined(files))
 
 
 @pytest.mark.parametrize(("count", "bits"), [(1, 0), (64, 0), (65, 1), (129, 2), (257, 3), (600, 4)])
@@ -148,6 +158,8 @@ def changed(**changes: object) -> bytes:
         changed(size=-1),
         changed(entries=1 << 24),
         changed(nlink=0),
+        changed(hole_length=-1),
+        changed(hole_length=6),
         changed(published="now"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import stat
 
+import msgspec
 import pytest
 
 from torrentfs.errors import FormatError, NotADirectory, NotALink, StaleInode
@@ -102,6 +103,15 @@ def test_package_root_shows_the_catalogs_values_without_a_fetch():
     assert (shown.mode, shown.size, shown.blocks) == (stat.S_IFREG | 0o640, 1234, 3)
     assert shown.mtime_ns == 5 * SECOND + 3
     assert shown.inode == of_entry(3, 0)
+
+
+def test_holes_of_a_single_file_take_no_blocks() -> None:
+    sparse = msgspec.structs.replace(ALIGNMENT.current, size=10**12, hole_length=10**12 - 4096)
+    made = tree(Version("huge", (sparse,)))
+
+    shown = made.lookup(ROOT, b"huge")
+
+    assert (shown.size, shown.blocks) == (10**12, 8)
 
 
 def test_inside_of_a_package_asks_for_its_manifest():

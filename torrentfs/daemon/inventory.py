@@ -1,14 +1,13 @@
 """This module finds the torrents of a catalog on the publisher's disk. It blocks: call it in a thread."""
 
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torrentfs.errors import FormatError
 from torrentfs.repository.catalog import Catalog
-from torrentfs.repository.manifest import Manifest
+from torrentfs.repository.manifest_file import open_manifest
 from torrentfs.repository.metainfo import TORRENT_LENGTH_MAX, InfoHash, Metainfo, TorrentRef, parse
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,8 @@ class Inventory:
         packs = self._packs.get(ref.info_hash)
         if packs is None:
             try:
-                packs = _read_packs(self.public / ref.kind.url_path(ref.info_hash), ref)
+                with open_manifest(self.public, ref) as manifest:
+                    packs = manifest.packs
             except (OSError, FormatError) as error:
                 log.error("cannot read manifest %s: %s", ref.info_hash.hex(), error)
                 return ()
@@ -68,11 +68,3 @@ class Inventory:
         if length != ref.length:
             raise FormatError(f"{file} has {length} bytes, not {ref.length}")
         return Offer(ref, metainfo, file)
-
-
-def _read_packs(file: Path, ref: TorrentRef) -> tuple[TorrentRef, ...]:
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return Manifest(ref, lambda offset, length: os.pread(descriptor, length, offset)).packs
-    finally:
-        os.close(descriptor)

@@ -52,7 +52,8 @@ class Revision(msgspec.Struct, frozen=True):
     """One publication of a path, and all that a lookup of the path itself needs.
 
     *number* is the N of ``PATH@N``; *length* the manifest's in bytes; *size* a file's, or the sum of a
-    directory's contents, in bytes; *entries* the manifest's; *published* in seconds since 1970.
+    directory's contents, in bytes; *entries* the manifest's; *published* in seconds since 1970; *hole_length*
+    how much of a file's *size* is holes.
     """
 
     number: Annotated[int, msgspec.Meta(ge=1, lt=1 << 31)]
@@ -65,6 +66,7 @@ class Revision(msgspec.Struct, frozen=True):
     entries: Annotated[int, msgspec.Meta(ge=1, le=ENTRY_COUNT_MAX)]
     nlink: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
     published: Number
+    hole_length: Number = 0
 
     @property
     def ref(self) -> TorrentRef:
@@ -247,4 +249,6 @@ def _check_version(version: Version, counters: Mapping[int, int]) -> None:
             )
         if stat.S_IFMT(revision.mode) not in (stat.S_IFDIR, stat.S_IFREG):
             raise FormatError(f"catalog: {version.path}@{revision.number} is neither a directory nor a file")
+        if revision.hole_length > revision.size:
+            raise FormatError(f"catalog: {version.path}@{revision.number} has more holes than bytes")
         last_number, last_ordinal = revision.number, revision.ordinal

@@ -4,7 +4,6 @@ It is derived: caught up from the manifests of the catalog before it is asked, a
 """
 
 import contextlib
-import os
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -13,12 +12,12 @@ from pathlib import Path
 
 import msgspec
 
-from torrentfs.errors import RepositoryError
+from torrentfs.errors import FormatError, RepositoryError
 from torrentfs.repository.catalog import Catalog, Revision
 from torrentfs.repository.manifest import BlockCache, Manifest
+from torrentfs.repository.manifest_file import open_manifest
 from torrentfs.repository.manifest_format import HOLE, Extent
 from torrentfs.repository.manifest_writer import PackRow
-from torrentfs.repository.metainfo import Kind
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -100,13 +99,14 @@ class ContentIndex:
         )
 
     def _add(self, revision: Revision, public: Path) -> None:
-        path = public / Kind.MANIFEST.url_path(revision.manifest)
         try:
-            with path.open("rb") as file, self._database:
-                self._add_manifest(_manifest(revision, file.fileno()))
+            with open_manifest(public, revision.ref, BlockCache(_BLOCKS)) as manifest, self._database:
+                self._add_manifest(manifest)
                 self._database.execute("INSERT INTO manifest VALUES (?)", (revision.manifest,))
-        except OSError as error:
-            raise RepositoryError(f"{path}: {error.strerror}: restore it from a mirror") from error
+        except (OSError, FormatError) as error:
+            path = revision.ref.kind.url_path(revision.manifest)
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RepositoryError(f"{public / path}: {reason}: restore it from a mirror") from error
 
     def _add_manifest(self, manifest: Manifest) -> None:
         identities = [
@@ -141,13 +141,6 @@ def _contents(manifest: Manifest, identities: list[int]) -> Iterator[tuple[bytes
         ]
         packs = sorted({extent.pack for extent in extents} - {HOLE})
         yield manifest.sha256(number), _encode(packs), entry.size, _encode(extents)
-
-
-def _manifest(revision: Revision, descriptor: int) -> Manifest:
-    def read(offset: int, length: int) -> bytes:
-        return os.pread(descriptor, length, offset)
-
-    return Manifest(revision.ref, read, BlockCache(_BLOCKS))
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torrentfs.errors import PublishError
 from torrentfs.repository.catalog import Catalog, Revision
-from torrentfs.repository.metainfo import InfoHash, Metainfo
+from torrentfs.repository.manifest_file import open_manifest
+from torrentfs.repository.metainfo import InfoHash, Kind, Metainfo, TorrentRef
 from torrentfs.repository.node import Node, walk
 from torrentfs.repository.paths import check_path
 from torrentfs.repository.publication import Progress, Publication
@@ -60,7 +61,7 @@ def publish(
             raise PublishError(f"{error.filename or repository.public}: {error.strerror or error}") from error
         finally:
             tree.close()
-        revision = _revision(catalog, path, tree.root, metainfo, entries)
+        revision = _revision(repository, catalog, path, tree.root, metainfo, entries)
         repository.commit(catalog.with_revision(path, revision))
     return Published(
         path=path,
@@ -79,9 +80,14 @@ def _check_room(catalog: Catalog, path: str) -> None:
     catalog.with_revision(path, probe)
 
 
-def _revision(catalog: Catalog, path: str, root: Node, metainfo: Metainfo, entries: int) -> Revision:
+def _revision(
+    repository: Repository, catalog: Catalog, path: str, root: Node, metainfo: Metainfo, entries: int
+) -> Revision:
     children = root.children
     leaders = [node for _, node in walk(root) if node.is_file and node.leader is None]
+    ref = TorrentRef(metainfo.info_hash, metainfo.length, Kind.MANIFEST)
+    with open_manifest(repository.public, ref) as manifest:
+        hole_length = manifest.entry(0).hole_length
     return Revision(
         number=catalog.next_number(path),
         ordinal=catalog.next_ordinal(),
@@ -93,4 +99,5 @@ def _revision(catalog: Catalog, path: str, root: Node, metainfo: Metainfo, entri
         entries=entries,
         nlink=root.nlink if children is None else 2 + sum(child.is_directory for child in children),
         published=int(time.time()),
+        hole_length=hole_length,
     )

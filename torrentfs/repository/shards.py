@@ -84,6 +84,7 @@ class _Revision(msgspec.Struct, frozen=True):
     entries: Annotated[int, msgspec.Meta(ge=1, lt=1 << 24)]
     nlink: Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
     published: Number
+    hole_length: Number = 0
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -220,6 +221,7 @@ def _revision(wire: _Revision) -> Revision:
         entries=wire.entries,
         nlink=wire.nlink,
         published=wire.published,
+        hole_length=wire.hole_length,
     )
 
 

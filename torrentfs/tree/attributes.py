@@ -58,7 +58,7 @@ def of_revision(revision: Revision) -> Attributes:
     if stat.S_ISDIR(revision.mode):
         size, blocks = DIRECTORY_SIZE, DIRECTORY_BLOCKS
     else:
-        size, blocks = revision.size, (revision.size + BLOCK - 1) // BLOCK
+        size, blocks = revision.size, (revision.size - revision.hole_length + BLOCK - 1) // BLOCK
     return Attributes(
         inode, revision.mode, revision.nlink, size, blocks, revision.mtime_ns, fixed=True, fixed_name=False
     )
