@@ -1,7 +1,7 @@
 """This module reads a repository's own files in place of a node: all is here, unless a test holds it back."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -66,8 +66,8 @@ class LocalContent:
 class MemoryLedger(dict[int, TorrentRef]):
     """A ledger that forgets when the process ends."""
 
-    def record(self, ordinal: int, ref: TorrentRef) -> None:
-        self[ordinal] = ref
+    def record(self, refs: Mapping[int, TorrentRef]) -> None:
+        self.update(refs)
 
     def find(self, ordinal: int) -> TorrentRef | None:
         return self.get(ordinal)

@@ -49,7 +49,7 @@ class Absurd(Tree):
 
 def operations(kind: type[Tree]) -> _Operations:
     ledger = MemoryLedger()
-    ledger.record(5, MANIFEST)
+    ledger.record({5: MANIFEST})
     content = Failing()
     return _Operations(Filesystem(kind(content, ledger, (0, 0)), content, MountSettings()))
 

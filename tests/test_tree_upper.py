@@ -1,9 +1,11 @@
 """This module tests the directories above the packages."""
 
 import stat
+from collections.abc import Mapping
 
 import msgspec
 import pytest
+from local_content import MemoryLedger
 
 from torrentfs.errors import FormatError, NotADirectory, NotALink, StaleInode
 from torrentfs.repository.catalog import Catalog, Ordinal, Revision, Version
@@ -22,16 +24,6 @@ class NothingCached:
 
     def expect(self, refs):
         raise AssertionError("nothing above the packages is fetched")
-
-
-class MemoryLedger(dict):
-    """A ledger that forgets when the process ends."""
-
-    def record(self, ordinal: int, ref: TorrentRef) -> None:
-        self[ordinal] = ref
-
-    def find(self, ordinal: int) -> TorrentRef | None:
-        return self.get(ordinal)
 
 
 def revision(number: int, ordinal: int, *, mode: int = stat.S_IFDIR | 0o755, size: int = 10) -> Revision:
@@ -190,6 +182,24 @@ def test_revision_is_in_the_ledger_before_its_inode_is_shown():
 
     names(made, walk(made, "ROOT"))
     assert set(ledger) == {2, 4}
+
+
+def test_long_listing_waits_for_the_disk_once_for_many_revisions() -> None:
+    writes: list[int] = []
+
+    class Counting(MemoryLedger):
+        """Notes how much is written down each time."""
+
+        def record(self, refs: Mapping[int, TorrentRef]) -> None:
+            writes.append(len(refs))
+            super().record(refs)
+
+    made = Tree(NothingCached(), Counting(), (0, 0))
+    made.swap(catalog(*(Version(f"p{n}", (revision(1, n),)) for n in range(1, 1001))))
+
+    assert len(list(made.readdir(ROOT))) == 1000
+    assert sum(writes) == 1000
+    assert len(writes) <= 4
 
 
 def test_dropped_revision_is_found_in_the_ledger_and_an_unknown_one_is_stale():

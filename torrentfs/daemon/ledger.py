@@ -7,7 +7,7 @@ counts (re-packing gives a revision another manifest with the same entries), and
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,22 +37,25 @@ class FileLedger:
         """Return the manifest that stands for *ordinal*, if this node ever answered with it."""
         return self._manifests.get(ordinal)
 
-    def record(self, ordinal: int, ref: TorrentRef) -> None:
-        """Write down *ref* for *ordinal*, on disk when this returns; what is there already costs nothing.
+    def record(self, refs: Mapping[int, TorrentRef]) -> None:
+        """Write down *refs* for their ordinals, on disk when this returns; what is there already costs nothing.
 
         Raises: CacheError: the disk refuses.
         """
-        if self._manifests.get(ordinal) == ref:
+        news = {ordinal: ref for ordinal, ref in refs.items() if self._manifests.get(ordinal) != ref}
+        if not news:
             return
-        body = RECORD.pack(ordinal, ref.info_hash, ref.length)
+        bodies = [RECORD.pack(ordinal, ref.info_hash, ref.length) for ordinal, ref in news.items()]
+        records = b"".join(body + _check(body) for body in bodies)
         try:
             # At our own end, not the file's: what a failed write left there is overwritten.
-            os.pwrite(self._descriptor, body + _check(body), self._length)
+            if os.pwrite(self._descriptor, records, self._length) != len(records):
+                raise CacheError("cannot write the ledger: No space left on device")
             os.fdatasync(self._descriptor)
         except OSError as error:
             raise CacheError(f"cannot write the ledger: {error.strerror}") from error
-        self._length += RECORD_LENGTH
-        self._manifests[ordinal] = ref
+        self._length += len(records)
+        self._manifests.update(news)
 
     def _load(self) -> None:
         """Read all records up to the first that is torn or damaged, and cut the file there."""

@@ -5,7 +5,7 @@ was written there before the first answer that showed the inode. An ordinal that
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol
 
@@ -37,8 +37,8 @@ class Content(Protocol):
 class Ledger(Protocol):
     """What this node has answered with: ordinal → manifest, on disk."""
 
-    def record(self, ordinal: int, ref: TorrentRef) -> None:
-        """Write down which manifest an ordinal is; return when it would survive a crash."""
+    def record(self, refs: Mapping[int, TorrentRef]) -> None:
+        """Write down which manifests ordinals are, all at once; return when they would survive a crash."""
 
     def find(self, ordinal: int) -> TorrentRef | None:
         """Return what was written down last."""
@@ -64,12 +64,13 @@ class Revisions:
                 del self._open[ordinal]
                 self._expected.discard(ordinal)
 
-    def promise(self, revision: Revision) -> None:
-        """Write down a revision that is about to be shown."""
-        ref = revision.ref
-        if self._promised.get(revision.ordinal) != ref:
-            self._ledger.record(revision.ordinal, ref)
-            self._promised[revision.ordinal] = ref
+    def promise(self, revisions: Iterable[Revision]) -> None:
+        """Write down revisions that are about to be shown; in one go, for each waits for the disk."""
+        refs = {revision.ordinal: revision.ref for revision in revisions}
+        news = {ordinal: ref for ordinal, ref in refs.items() if self._promised.get(ordinal) != ref}
+        if news:
+            self._ledger.record(news)
+            self._promised.update(news)
 
     def manifest(self, ordinal: int) -> Manifest:
         """Return the manifest of a revision, opened or not.

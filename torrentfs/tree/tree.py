@@ -4,7 +4,7 @@ A method that looks inside a revision may raise `NotCached`, which says what is 
 """
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from torrentfs.errors import (
@@ -27,6 +27,8 @@ from torrentfs.tree.upper import Alias, Changes, Child, Directory, Leaf, Totals,
 
 _FORMAT: Final = 0o170000
 _RESERVED_NAME: Final = RESERVED.encode()
+_SHOWN_AT_ONCE: Final = 256
+"""Names of a listing above the packages whose revisions are written down together: 1 ms or more, each time."""
 _PATH_DEPTH_MAX: Final = 4096
 """Parents followed to name an inode in a log line; a hostile manifest could have a longer chain."""
 
@@ -189,7 +191,7 @@ class Tree:
         if parent == ROOT and name == _RESERVED_NAME:
             return self._upper_attributes(of_path(RESERVED))
         child = self._directory(parent).children.get(name)
-        return None if child is None else self._show(child)
+        return None if child is None else self._show([child])[0]
 
     def _lookup_reserved(self, directory: str, name: bytes) -> Attributes | None:
         try:
@@ -198,7 +200,7 @@ class Tree:
             return None
         revision = self._upper.revision(path.removeprefix(RESERVED + "/"))
         if revision is not None:
-            self._revisions.promise(revision)
+            self._revisions.promise([revision])
             return attributes.of_revision(revision)
         inode = of_path(path)
         return self._upper_attributes(inode) if inode in self._upper.reserved else None
@@ -207,13 +209,14 @@ class Tree:
         if inode in self._upper.reserved:
             return
         directory = self._directory(inode)
-        for position, name in enumerate(directory.names[start:], start + 1):
-            yield position, name, self._show(directory.children[name])
+        for first in range(start, len(directory.names), _SHOWN_AT_ONCE):
+            names = directory.names[first : first + _SHOWN_AT_ONCE]
+            shown = self._show([directory.children[name] for name in names])
+            yield from zip(range(first + 1, first + 1 + len(names)), names, shown, strict=True)
 
-    def _show(self, child: Child) -> Attributes:
-        if isinstance(child, Leaf):
-            self._revisions.promise(child.revision)
-        return child.attributes
+    def _show(self, children: Sequence[Child]) -> list[Attributes]:
+        self._revisions.promise(child.revision for child in children if isinstance(child, Leaf))
+        return [child.attributes for child in children]
 
     def _directory(self, inode: Inode) -> Directory:
         child = self._upper.inodes.get(inode)
