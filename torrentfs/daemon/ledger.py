@@ -38,7 +38,7 @@ class FileLedger:
         return self._manifests.get(ordinal)
 
     def record(self, refs: Mapping[int, TorrentRef]) -> None:
-        """Write down *refs* for their ordinals, on disk when this returns; what is there already costs nothing.
+        """Write down *refs* for their ordinals, on disk when this returns; what is there costs nothing.
 
         Raises: CacheError: the disk refuses.
         """

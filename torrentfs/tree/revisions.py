@@ -66,7 +66,7 @@ class Revisions:
 
     def promise(self, revisions: Iterable[Revision]) -> None:
         """Write down revisions that are about to be shown; in one go, for each waits for the disk."""
-        refs = {revision.ordinal: revision.ref for revision in revisions}
+        refs: dict[int, TorrentRef] = {revision.ordinal: revision.ref for revision in revisions}
         news = {ordinal: ref for ordinal, ref in refs.items() if self._promised.get(ordinal) != ref}
         if news:
             self._ledger.record(news)

@@ -28,7 +28,7 @@ from torrentfs.tree.upper import Alias, Changes, Child, Directory, Leaf, Totals,
 _FORMAT: Final = 0o170000
 _RESERVED_NAME: Final = RESERVED.encode()
 _SHOWN_AT_ONCE: Final = 256
-"""Names of a listing above the packages whose revisions are written down together: 1 ms or more, each time."""
+"""Names of a listing above the packages whose revisions are written down together: it takes 1 ms or more."""
 _PATH_DEPTH_MAX: Final = 4096
 """Parents followed to name an inode in a log line; a hostile manifest could have a longer chain."""
 
