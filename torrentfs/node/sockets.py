@@ -5,6 +5,7 @@ libtorrent never sets TCP_NODELAY: without it a single cold piece takes 44–88 
 
 import os
 import socket
+import stat
 
 Address = tuple[str, int]
 """Numeric host and port, as libtorrent writes an endpoint."""
@@ -19,6 +20,9 @@ def tune_sockets() -> set[Address]:
     connected: set[Address] = set()
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 (half the cost)
         try:
+            # Nothing else is duplicated: to close any descriptor of SQLite's files drops its locks (fcntl(2)).
+            if not stat.S_ISSOCK(os.stat(int(name)).st_mode):
+                continue
             # A duplicate: libtorrent's thread may close its own, and someone reuse the number, at any time.
             duplicate = os.dup(int(name))
         except OSError:
