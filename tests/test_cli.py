@@ -1,5 +1,6 @@
 """The command line: one-line errors, exit codes, what is printed, and what is not imported."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -235,3 +236,24 @@ def test_a_question_to_a_daemon_imports_little() -> None:
     statement = "from torrentfs.cli import app; app.run(['stats', '/nowhere'])"
 
     assert modules_after(statement).isdisjoint({*HEAVY, "trio", "libtorrent", "httpx"} - {"click"})
+
+
+def test_a_publication_shows_its_progress_on_a_terminal(repo: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(os.urandom(3_000_000))
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", "torrentfs", "publish", str(repo), str(tmp_path / "source"), "data/[x]"]
+
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=end, text=True, check=True, timeout=60, env=os.environ
+    )
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
+        while data := os.read(terminal, 65_536):
+            shown += data
+    os.close(terminal)
+
+    assert "data/[x]: looking at the source" in shown.decode()
+    assert "data/[x]: writing and signing" in shown.decode()
+    assert "100%" in shown.decode()
+    assert done.stdout.startswith("data/[x]@1 ")

@@ -341,11 +341,21 @@ def test_a_missing_manifest_is_named(repository: Repository, tmp_path: Path) -> 
         publish(repository, tmp_path / "file", "b")
 
 
-def test_progress_ends_at_its_total(repository: Repository, tmp_path: Path) -> None:
+def test_progress_goes_once_from_nothing_to_the_length_of_the_source(
+    repository: Repository, tmp_path: Path
+) -> None:
     source = numbered_tree(tmp_path / "source", 100)
-    reports: list[Progress] = []
+    write(source / "large", random.Random(1).randbytes(5_000_000))
+    (source / "another name").hardlink_to(source / "large")
+    total = 100 * FILE_LENGTH + 5_000_000
 
-    publish(repository, source, "tree", progress=reports.append)
-    publish(repository, source, "tree", progress=reports.append)
+    for change in ("none", "one", "half"):
+        reports: list[Progress] = []
+        publish(repository, source, "tree", progress=reports.append)
 
-    assert reports[-1].bytes_done == reports[-1].bytes_total == 2 * 100 * FILE_LENGTH
+        done = [report.bytes_done for report in reports]
+        assert done == sorted(set(done)), change
+        assert (done[0], done[-1]) == (0, total), change
+        assert 5 < len(done) < 12, change
+        assert {report.bytes_total for report in reports} == {total}
+        numbered_tree(source, 50, seed=ord(change[0]))

@@ -35,7 +35,7 @@ def command(repo: Path, source: Path, path: str, as_json: bool) -> None:
     from torrentfs.repository.publisher import publish  # noqa: PLC0415
     from torrentfs.repository.workshop import Repository  # noqa: PLC0415
 
-    with _progress() as report:
+    with _progress(path) as report:
         published = publish(Repository(repo), source, path, progress=report)
     if as_json:
         print_json(_record(published))
@@ -65,20 +65,23 @@ def _line(published: "Published") -> str:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[["Progress"], None] | None]:
+def _progress(path: str) -> Iterator[Callable[["Progress"], None] | None]:
     """Show a bar while publishing, on a terminal only."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, DownloadColumn, TaskProgressColumn, TextColumn  # noqa: PLC0415
     from rich.progress import Progress as Bar  # noqa: PLC0415
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(), TaskProgressColumn(), DownloadColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("publishing", total=None)
+        task = bar.add_task(f"{path}: looking at the source", total=None)
 
         def report(progress: "Progress") -> None:
-            bar.update(task, completed=progress.bytes_done, total=progress.bytes_total or None)
+            done, total = progress.bytes_done, progress.bytes_total
+            stage = "packing" if done < total else "writing and signing"
+            bar.update(task, description=f"{path}: {stage}", completed=done, total=total or None)
 
         yield report

@@ -6,7 +6,6 @@ must be made before the first new byte is packed. Everything else is read once.
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -23,6 +22,7 @@ from torrentfs.repository.metainfo import Metainfo
 from torrentfs.repository.node import Content, Node, Reader, Source, walk
 from torrentfs.repository.pack import FRAME_LENGTH
 from torrentfs.repository.packer import Packer
+from torrentfs.repository.progress import Meter, Progress
 from torrentfs.repository.reuse import choose
 from torrentfs.repository.workshop import Repository
 
@@ -31,15 +31,6 @@ PARTS = b".torrentfs-parts"
 THREADS_MAX = 16
 _SMALL_LENGTH = FRAME_LENGTH - 8 * 1024
 """Files up to here are read in one go; whether one fits a frame is known with its header."""
-_REPORT_BYTES = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a publication is, in bytes to read; those that may be known already may be read twice."""
-
-    bytes_done: int
-    bytes_total: int
 
 
 class Publication:
@@ -58,14 +49,14 @@ class Publication:
         self._catalog = catalog
         self._source = source
         self._file_name = file_name
-        self._progress = progress
+        self._meter = Meter(progress)
         self._contents: dict[bytes, Content] = {}
         self._large_sizes: set[int] = set()
         self._empty = Content(stream.Hash(0, None).digest(), 0)
         self._hashed: dict[int, bytes] = {}
+        self._metered: dict[int, int] = {}
         self._old_packs: list[int] = []
         self._whole = True
-        self._done = self._reported = self._total = 0
         self._part_count = 0
         self.files = 0
         self.bytes_in = 0
@@ -96,7 +87,7 @@ class Publication:
             if node.is_file:
                 self.files += 1
                 self.bytes_in += node.size if node.leader is None else 0
-        self._total = self.bytes_in
+        self._meter.begin(self.bytes_in)
 
     def _reuse(self, index: ContentIndex) -> None:
         """Point at contents that earlier packs hold."""
@@ -105,15 +96,19 @@ class Publication:
             for path, node in walk(self._source.root)
             if node.is_file and node.leader is None and node.size and index.has_size(node.size)
         ]
-        self._total += sum(node.size for _, node in probed)
         places: dict[bytes, list[Place]] = {}
         sizes: dict[bytes, int] = {}
         for path, node in probed:
-            digest = self._hashed[id(node)] = self._digest(node, path)
+            half = self._metered[id(node)] = node.size // 2
+            with self._meter.step(half, node.size):
+                digest = self._hashed[id(node)] = self._digest(node, path)
             sizes[digest] = node.size
             if digest not in places:
                 places[digest] = index.places(digest)
-            self._report(node.size)
+            if places[digest]:
+                # Half the way only for what is read once more, to be packed.
+                self._metered[id(node)] = node.size
+                self._meter.add(node.size - half)
         chosen = choose(places, sizes)
         self._old_packs = sorted({pack for place in chosen.values() for pack in place.packs})
         for digest, place in chosen.items():
@@ -131,7 +126,7 @@ class Publication:
     def _digest_open(self, reader: Reader, size: int) -> bytes:
         segments = data_segments(reader, size)
         hashing = stream.Hash(size, segments)
-        for _ in hashing.over(stream.data_blocks(reader, size, segments)):
+        for _ in hashing.over(self._meter.over(stream.data_blocks(reader, size, segments))):
             pass
         return hashing.digest()
 
@@ -139,8 +134,9 @@ class Publication:
         """Write a tar of the tree; one that reuses anything shows only what is new."""
         for path, node in walk(self._source.root):
             if node.is_file:
-                self._pack_file(packer, path or self._file_name, path, node)
-                self._report(node.size if node.leader is None else 0)
+                todo = node.size - self._metered.pop(id(node), 0) if node.leader is None else 0
+                with self._meter.step(todo, node.size):
+                    self._pack_file(packer, path or self._file_name, path, node)
             elif self._whole:
                 packer.add(_bare_header(path, node))
         metainfos = packer.finish()
@@ -211,7 +207,7 @@ class Publication:
             _file_header(name, node, length) if segments is None else _sparse_header(name, node, segments)
         )
         hashing = stream.Hash(node.size, segments)
-        blocks = hashing.over(stream.data_blocks(reader, node.size, segments))
+        blocks = hashing.over(self._meter.over(stream.data_blocks(reader, node.size, segments)))
         if len(header) + length + tar.BLOCK_LENGTH <= FRAME_LENGTH:
             runs, whole = [packer.add(header, b"".join(blocks))], True
         else:
@@ -250,12 +246,6 @@ class Publication:
 
         public, root = self._repository.public, self._source.root
         return write_manifest(public, root, packs, extents, lambda node: _content(node).digest)
-
-    def _report(self, length: int) -> None:
-        self._done += length
-        if self._progress and (self._done - self._reported >= _REPORT_BYTES or self._done == self._total):
-            self._reported = self._done
-            self._progress(Progress(self._done, self._total))
 
 
 def _content(node: Node) -> Content:

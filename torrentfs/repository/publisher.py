@@ -14,7 +14,8 @@ from torrentfs.repository.manifest_file import open_manifest
 from torrentfs.repository.metainfo import InfoHash, Kind, Metainfo, TorrentRef
 from torrentfs.repository.node import Node, walk
 from torrentfs.repository.paths import check_path
-from torrentfs.repository.publication import Progress, Publication
+from torrentfs.repository.progress import Progress
+from torrentfs.repository.publication import Publication
 from torrentfs.repository.source import open_source
 from torrentfs.repository.workshop import Repository
 
