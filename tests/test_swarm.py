@@ -344,6 +344,44 @@ async def test_peer_may_be_named(metainfo: Metainfo, whole: Path, tmp_path: Path
         assert node.peers(metainfo.info_hash) == [origin.listen]
 
 
+class MovingHost(trio.abc.HostnameResolver):
+    """Knows one host, which moves."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    async def getaddrinfo(self, host, port, family=0, type=0, proto=0, flags=0):  # type: ignore[no-untyped-def]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (self.address, port))]
+
+    async def getnameinfo(self, sockaddr, flags):  # type: ignore[no-untyped-def]
+        raise NotImplementedError
+
+
+async def test_named_peer_that_moves_is_found_again_when_a_piece_is_wanted(
+    metainfo: Metainfo, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torrentfs.node.names.AGE_MAX_S", 0.0)
+    resolver = MovingHost("127.0.0.7")  # nobody listens there
+    trio.socket.set_custom_hostname_resolver(resolver)
+    async with running() as (origin, _), running() as (node, seen):
+        origin.add(metainfo, whole, None, seed=True)
+        node.add(metainfo, tmp_path / "cache", [False] * PIECES, [("seed.example", origin.listen[1])])
+        with trio.fail_after(DEADLINE_S):
+            while not node._torrents[metainfo.info_hash].peers:  # noqa: ASYNC110 - it has no event
+                await trio.sleep(0.01)
+
+        resolver.address = "127.0.0.1"
+        with trio.fail_after(DEADLINE_S):
+            for piece in range(PIECES):
+                node.want(metainfo.info_hash, pieces(piece), urgent=True)
+                await trio.sleep(0.05)
+                if seen.connected:
+                    break
+        await seen.until(lambda seen: seen.arrived)
+
+        assert node.peers(metainfo.info_hash) == [origin.listen]
+
+
 async def test_file_is_where_we_say_whatever_the_metainfo_says(
     content: bytes, metainfo: Metainfo, tmp_path: Path
 ) -> None:

@@ -20,8 +20,8 @@ def tune_sockets() -> set[Address]:
     connected: set[Address] = set()
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 (half the cost)
         try:
-            # Nothing else is duplicated: to close any descriptor of SQLite's files drops its locks (fcntl(2)).
-            if not stat.S_ISSOCK(os.stat(int(name)).st_mode):
+            # Nothing else is duplicated: closing any descriptor of SQLite's files drops its locks (fcntl(2)).
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 continue
             # A duplicate: libtorrent's thread may close its own, and someone reuse the number, at any time.
             duplicate = os.dup(int(name))

@@ -17,7 +17,7 @@ import trio
 from torrentfs.config import SwarmSettings
 from torrentfs.errors import FormatError, ListenError
 from torrentfs.node.answers import Answers
-from torrentfs.node.names import Names, numeric
+from torrentfs.node.names import Names, is_numeric, numeric
 from torrentfs.node.seams import SwarmEvents
 from torrentfs.node.session import SwarmCounters, open_session, read_counters
 from torrentfs.node.sockets import Address, tune_sockets
@@ -49,7 +49,6 @@ class Swarm:
         self._session: Any = None
         self._torrents: dict[InfoHash, Torrent] = {}
         self._names = Names(self._resolved)
-        self._awaiting: dict[tuple[str, int], set[InfoHash]] = {}
         self._here: list[tuple[InfoHash, PieceIndex]] = []
         self._failing: dict[InfoHash, str] = {}
         self._counters: Answers[SwarmCounters] = Answers()
@@ -106,13 +105,14 @@ class Swarm:
             raise ValueError(f"torrent {metainfo.info_hash.hex()} is there already")
         claimed = [seed] * metainfo.piece_count if have is None else list(have)
         torrent = Torrent(metainfo, file, credible(metainfo, file, claimed), seed)
-        torrent.peers.update(self._known_numbers(metainfo.info_hash, peers))
+        torrent.peers.update(self._known_numbers(torrent, peers))
         torrent.start(self._session)
         self._torrents[metainfo.info_hash] = torrent
 
     def connect(self, info_hash: InfoHash, peers: Iterable[tuple[str, int]]) -> None:
         """Dial further peers; names are looked up in the background."""
-        self._torrents[info_hash].dial(self._known_numbers(info_hash, peers))
+        torrent = self._torrents[info_hash]
+        torrent.dial(self._known_numbers(torrent, peers))
 
     def remove(self, info_hash: InfoHash) -> None:
         """Forget a torrent; its file stays. Wants and injections of it are forgotten too."""
@@ -125,7 +125,8 @@ class Swarm:
             return
         torrent.want(pieces, URGENT if urgent else AHEAD)
         if urgent and not torrent.connected and not torrent.dialled:
-            torrent.dial([*torrent.peers])
+            # Names again: a seeder may have moved to another address.
+            torrent.dial([*torrent.peers, *self._known_numbers(torrent, torrent.names)])
 
     def unwant(self, info_hash: InfoHash, pieces: Sequence[PieceIndex]) -> None:
         """Take back the wish for *pieces*; what is under way still arrives.
@@ -199,20 +200,15 @@ class Swarm:
         self._restart(torrent)
         return True
 
-    def _known_numbers(self, info_hash: InfoHash, peers: Iterable[tuple[str, int]]) -> list[Address]:
+    def _known_numbers(self, torrent: Torrent, peers: Iterable[tuple[str, int]]) -> list[Address]:
         """Return those of *peers* whose addresses are known; the others are dialled when they are."""
-        numbers = []
-        for peer in peers:
-            address = self._names.get(peer)
-            if address is not None:
-                numbers.append(address)
-            else:
-                self._awaiting.setdefault(peer, set()).add(info_hash)
-        return numbers
+        peers = list(peers)
+        torrent.names.update(peer for peer in peers if not is_numeric(peer[0]))
+        return [address for peer in peers if (address := self._names.get(peer)) is not None]
 
     def _resolved(self, peer: tuple[str, int], address: Address) -> None:
-        for info_hash in self._awaiting.pop(peer, ()):
-            if torrent := self._torrents.get(info_hash):
+        for torrent in self._torrents.values():
+            if peer in torrent.names and address not in torrent.peers:
                 torrent.dial([address])
 
     # Alerts.

@@ -37,6 +37,8 @@ class Torrent:
     """Whether libtorrent reads the whole file instead of taking our word."""
     peers: set[Address] = field(default_factory=set)
     """Whom we were told of, by number."""
+    names: set[tuple[str, int]] = field(default_factory=set)
+    """Those of them that have names; what a name stands for may change."""
     wanted: dict[PieceIndex, int] = field(default_factory=dict)
     injected: dict[PieceIndex, bytes] = field(default_factory=dict)
     """What libtorrent has not answered yet."""
