@@ -30,9 +30,6 @@ class Failing:
     def expect(self, refs: Sequence[TorrentRef]) -> None:
         pass
 
-    def soon(self, ref: TorrentRef, offset: int, stored: int) -> None:
-        pass
-
     async def ensure(self, missing: NotCached, deadline: float) -> None:
         raise CacheError("cannot read: Input/output error")
 

@@ -118,6 +118,16 @@ class BlockCache:
 
 
 @dataclass(frozen=True, slots=True)
+class _PageHint:
+    """The page found last: a sequential reader wants it again, and finding it takes four reads."""
+
+    first: int
+    number: int
+    end: int
+    page: Page
+
+
+@dataclass(frozen=True, slots=True)
 class _Section:
     offset: int
     length: int
@@ -150,6 +160,7 @@ class Manifest:
         self._cache = cache if cache is not None else BlockCache()
         self._layout: _Layout | None = None
         self._last: Block | None = None
+        self._page_hint: _PageHint | None = None
         self._runs: dict[int, tuple[int, int]] = {}
 
     @property
@@ -301,6 +312,14 @@ class Manifest:
 
     def _page_at(self, entry: Entry, offset: int) -> Page:
         """Return the page of a large file that covers *offset*."""
+        hint = self._page_hint
+        if (
+            hint is not None
+            and hint.first == entry.first_page
+            and hint.page.starts[0] <= offset < hint.end
+            and entry.page_count > hint.number - hint.first
+        ):
+            return hint.page
         low, high = entry.first_page, entry.first_page + entry.page_count - 1
         while low < high:
             middle = (low + high + 1) // 2
@@ -318,6 +337,7 @@ class Manifest:
             or not start <= offset < end
         ):
             raise FormatError(f"page {low} does not hold the bytes that its index says")
+        self._page_hint = _PageHint(entry.first_page, low, end, page)
         return page
 
     def _page_record(self, number: int) -> tuple[int, int, int, int]:
