@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -156,3 +157,14 @@ def test_a_node_does_not_import_what_only_command_lines_need() -> None:
     )
 
     assert result.stderr.strip() == ""
+
+
+async def test_a_directory_that_hangs_is_given_up_when_its_reader_leaves(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "file")  # to open it waits for a writer, as a network filesystem may for ever
+    mirror = Mirror(tmp_path.as_uri(), requests_max=1, timeout_s=1.0)
+
+    with trio.move_on_after(0.05) as scope:
+        await mirror.whole("file", 100)
+
+    assert scope.cancelled_caught
+    os.close(os.open(tmp_path / "file", os.O_RDWR))  # lets the thread end

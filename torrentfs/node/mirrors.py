@@ -135,7 +135,7 @@ class Mirror:
         """
         async with self._small_files:
             if self._directory:
-                return await trio.to_thread.run_sync(_read_file, self._directory / path, 0, length_max, None)
+                return await _read_in_thread(self._directory / path, 0, length_max, None)
             return await self._download(path, length_max)
 
     async def close(self) -> None:
@@ -163,7 +163,7 @@ class Mirror:
         assert self._directory is not None
         for start in range(offset, offset + length, 4 * CHUNK_LENGTH):
             size = min(4 * CHUNK_LENGTH, offset + length - start)
-            yield await trio.to_thread.run_sync(_read_file, self._directory / path, start, size, file_length)
+            yield await _read_in_thread(self._directory / path, start, size, file_length)
 
     async def _read_http(
         self, path: str, offset: int, length: int, file_length: int
@@ -232,6 +232,13 @@ async def _slice(chunks: AsyncIterator[bytes], offset: int, length: int) -> Asyn
             yield part
         if position >= offset + length:
             return
+
+
+async def _read_in_thread(path: Path, offset: int, length: int, file_length: int | None) -> bytes:
+    # Given up when cancelled: a network filesystem that hangs must not keep a node from ending.
+    return await trio.to_thread.run_sync(
+        _read_file, path, offset, length, file_length, abandon_on_cancel=True
+    )
 
 
 def _read_file(path: Path, offset: int, length: int, file_length: int | None) -> bytes:
