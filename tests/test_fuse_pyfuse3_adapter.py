@@ -10,9 +10,9 @@ from local_content import MemoryLedger
 from torrentfs.config import MountSettings
 from torrentfs.errors import CacheError
 from torrentfs.fuse.filesystem import Filesystem
-from torrentfs.fuse.pyfuse3_adapter import _Operations
+from torrentfs.fuse.pyfuse3_adapter import _forget, _Operations
 from torrentfs.repository.metainfo import InfoHash, Kind, NotCached, TorrentRef
-from torrentfs.tree import Attributes, Inode, Tree
+from torrentfs.tree import ROOT, Attributes, Changes, Inode, Tree
 
 MANIFEST = TorrentRef(InfoHash(bytes(32)), 1 << 20, Kind.MANIFEST)
 INODE = 5 << 24 | 7
@@ -92,3 +92,20 @@ async def test_a_fault_in_reporting_a_failure_is_eio_too(monkeypatch: pytest.Mon
         await made.getattr(INODE, None)
 
     assert caught.value.errno == errno.EIO
+
+
+def test_what_the_kernel_refuses_to_forget_does_not_keep_it_from_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[object] = []
+
+    def refuse(parent: int, name: bytes) -> None:
+        told.append((parent, name))
+        raise OSError(errno.ENOTDIR if name == b"first" else errno.ENOENT, "refused")
+
+    monkeypatch.setattr(pyfuse3, "invalidate_entry", refuse)
+    monkeypatch.setattr(pyfuse3, "invalidate_inode", told.append)
+
+    _forget(Changes(((ROOT, b"first"), (ROOT, b"second")), (ROOT,)))
+
+    assert told == [(ROOT, b"first"), (ROOT, b"second"), ROOT]

@@ -10,6 +10,7 @@ import re
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -283,17 +284,19 @@ def _absent(timeout_s: float) -> EntryAttributes:
 
 
 def _forget(changes: Changes) -> None:
-    try:
-        for parent, name in changes.entries:
-            # No dentry of that name.
-            with suppress(FileNotFoundError):
-                pyfuse3.invalidate_entry(parent, name)
-        for inode in changes.inodes:
-            with suppress(FileNotFoundError):
-                pyfuse3.invalidate_inode(inode)
-    except OSError as error:
-        # The mount is ending; else what is stale goes after UPPER_TIMEOUT_S.
-        log.info("the kernel did not forget what a new catalog changed: %s", error)
+    calls = [partial(pyfuse3.invalidate_entry, parent, name) for parent, name in changes.entries]
+    calls += [partial(pyfuse3.invalidate_inode, inode) for inode in changes.inodes]
+    refused: list[OSError] = []
+    for call in calls:
+        try:
+            call()
+        except FileNotFoundError:  # the kernel does not know that name or inode
+            continue
+        except OSError as error:
+            # One that it refuses, or all as the mount is ending: what is stale goes after UPPER_TIMEOUT_S.
+            refused.append(error)
+    if refused:
+        log.info("the kernel did not forget %d of %d changes: %s", len(refused), len(calls), refused[0])
 
 
 def _is_root() -> bool:
