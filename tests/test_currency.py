@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from catalogs import mirror
 
 from torrentfs.config import MountSettings
 from torrentfs.daemon.currency import Currency, Origin, repository_directory
 from torrentfs.errors import FetchError, FormatError, TrustError
+from torrentfs.node import mirrors
 from torrentfs.repository.catalog import Catalog
 from torrentfs.repository.workshop import Repository
 
@@ -77,6 +79,33 @@ async def test_a_catalog_that_is_current_is_not_shown_again(repository: Reposito
 
     assert not await currency.check(show)
     assert currency.age_s < DEADLINE_S
+
+
+async def test_one_http_client_serves_all_checks(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    make = mirrors._http_client
+
+    def counted(base: str, requests_max: int, timeout_s: float):
+        made.append(base)
+        return make(base, requests_max, timeout_s)
+
+    async def show(catalog: Catalog) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(mirrors, "_http_client", counted)
+    origin = origin_of(repository, tmp_path)
+    with mirror(repository.public) as url:
+        currency = Currency(Origin(url, origin.directory, origin.trust), SETTINGS)
+        await currency.first()
+        with trio.move_on_after(3 * SETTINGS.refresh_interval_s):
+            await currency.keep(show)
+
+        with pytest.raises(RuntimeError, match="closed"):
+            await currency.check(show)
+
+    assert made == [f"{url}/"]
 
 
 @pytest.mark.warns("starting with the last known catalog")

@@ -16,6 +16,7 @@ import trio
 from torrentfs.config import MountSettings
 from torrentfs.daemon import refresh
 from torrentfs.errors import DeadlineError, TorrentfsError, TrustError
+from torrentfs.node.mirrors import Mirror
 from torrentfs.repository.catalog import Catalog
 
 Show = Callable[[Catalog], Awaitable[None]]
@@ -23,6 +24,10 @@ Show = Callable[[Catalog], Awaitable[None]]
 
 REFRESH_TIME_MIN_S = 2.0
 """What a verification gets at least, however long the question whether there is anything new took."""
+
+CHECK_TIMEOUT_S = 10.0
+"""How long the repository may say nothing when it is asked for its timestamp."""
+CLOSE_DEADLINE_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +50,13 @@ class Currency:
     """The catalog that a mount shows, and how old that knowledge is."""
 
     def __init__(self, origin: Origin, settings: MountSettings) -> None:
-        """Know nothing yet; `first` comes next."""
+        """Know nothing yet; `first` comes next.
+
+        Raises: UsageError: the URL is not one that can be read.
+        """
         self._origin = origin
+        # One for all checks: making an HTTP client takes longer than the check.
+        self._mirror = Mirror(origin.url, requests_max=1, timeout_s=CHECK_TIMEOUT_S)
         self._settings = settings
         self._one_at_a_time = trio.Lock()
         self._fails = False
@@ -82,19 +92,14 @@ class Currency:
         return self.catalog
 
     async def keep(self, show: Show) -> None:
-        """Ask for a newer catalog every refresh interval and *show* it, until cancelled."""
-        while True:
-            await trio.sleep(self._settings.refresh_interval_s)
-            try:
-                await self.check(show)
-                self._fails = False
-            except TorrentfsError as error:
-                # Once an outage, not once a minute: `age_s` says how long it lasts.
-                if not self._fails:
-                    log.warning("the catalog stays at version %d: %s", self.catalog.version, error)
-                self._fails = True
-            except Exception:
-                log.exception("the catalog stays at version %d for a fault of ours", self.catalog.version)
+        """Ask for a newer catalog every refresh interval and *show* it, until cancelled; then it is over."""
+        try:
+            while True:
+                await trio.sleep(self._settings.refresh_interval_s)
+                await self._check_in_peace(show)
+        finally:
+            with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
+                await self._mirror.close()
 
     async def check(self, show: Show) -> bool:
         """Ask for a newer catalog now, *show* it if there is one, and tell whether there was.
@@ -114,6 +119,19 @@ class Currency:
             self._in_doubt = False
             return changed
 
+    async def _check_in_peace(self, show: Show) -> None:
+        """Ask for a newer catalog; a failure is logged and no more."""
+        try:
+            await self.check(show)
+            self._fails = False
+        except TorrentfsError as error:
+            # Once an outage, not once a minute: `age_s` says how long it lasts.
+            if not self._fails:
+                log.warning("the catalog stays at version %d: %s", self.catalog.version, error)
+            self._fails = True
+        except Exception:
+            log.exception("the catalog stays at version %d for a fault of ours", self.catalog.version)
+
     async def _fetch(self, known: Catalog | None, deadline_s: float) -> Catalog:
         """Return *known* if the repository has nothing newer, else what it has, verified.
 
@@ -122,7 +140,7 @@ class Currency:
         origin, deadline = self._origin, trio.current_time() + deadline_s
         try:
             with trio.fail_at(deadline):
-                unchanged = known is not None and await refresh.unchanged(origin.url, origin.directory)
+                unchanged = known is not None and await refresh.unchanged(self._mirror, origin.directory)
         except trio.TooSlowError:
             raise DeadlineError(f"{origin.url} did not answer within {deadline_s:g} s") from None
         if known is None or not unchanged:

@@ -29,7 +29,6 @@ from torrentfs.repository.catalog import Catalog, decode
 CATALOG: Final = "catalog"
 TIMESTAMP: Final = "timestamp.json"
 TIMESTAMP_LENGTH_MAX: Final = 16 * 1024
-CHECK_TIMEOUT_S: Final = 10.0
 CHILD_GRACE_S: Final = 1.0
 """The child gives up by itself and says why; it is killed this long afterwards."""
 KINDS: Final = {
@@ -102,14 +101,13 @@ def last_known(directory: Path) -> Catalog | None:
         return None
 
 
-async def unchanged(url: str, directory: Path) -> bool:
-    """Tell by one small request whether *url* still offers what `last_known` is; `refresh` is spared then.
+async def unchanged(mirror: Mirror, directory: Path) -> bool:
+    """Tell by one small request whether *mirror* still offers what `last_known` is; `refresh` is spared then.
 
     An expired timestamp is never unchanged: `refresh` is to say that the repository or its mirror sleeps.
 
     Raises:
-        FetchError: *url* does not answer.
-        UsageError: *url* is not one that can be read.
+        FetchError: *mirror* does not answer.
     """
     try:
         known = (directory / TIMESTAMP).read_bytes()
@@ -118,11 +116,7 @@ async def unchanged(url: str, directory: Path) -> bool:
         return False
     if expires <= datetime.now(UTC):
         return False
-    mirror = Mirror(url, requests_max=1, timeout_s=CHECK_TIMEOUT_S)
-    try:
-        return await mirror.whole("metadata/timestamp.json", TIMESTAMP_LENGTH_MAX) == known
-    finally:
-        await mirror.close()
+    return await mirror.whole("metadata/timestamp.json", TIMESTAMP_LENGTH_MAX) == known
 
 
 def _check(done: "CompletedProcess[bytes]", url: str) -> None:
