@@ -19,6 +19,7 @@ SETTINGS = NodeSettings(connect_grace_s=0.05, hedge_delay_s=0.1, mirror_timeout_
 PEERS = (("127.0.0.1", 1),)
 DATA = random.Random(7).randbytes(8 * PIECE_LENGTH + 1000)
 PACK = Published.of(DATA)
+MANIFEST = Published.of(DATA[::-1], Kind.MANIFEST)
 BREAKER_S = 20.0
 """No test waits longer, whatever goes wrong."""
 
@@ -152,6 +153,48 @@ async def test_a_small_pack_comes_from_a_server_that_ignores_ranges(tmp_path: Pa
         web = await w.web("whole")
 
         assert await read(w.view(web), PACK.ref, 3 * PIECE_LENGTH, 10) == DATA[3 * PIECE_LENGTH :][:10]
+
+
+async def test_a_manifest_and_its_metainfo_are_asked_for_side_by_side(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        web = await w.web("stall", files=MANIFEST.files())
+
+        w.view(web).expect([MANIFEST.ref])
+        await until(lambda: len(web.asked) == 2)
+
+        assert {wanted for _, wanted in web.asked} == {"", f"bytes=0-{PIECE_LENGTH - 1}"}
+
+
+async def test_the_first_piece_of_a_manifest_comes_once(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        web = await w.web(files=MANIFEST.files())
+
+        data = await read(w.view(web), MANIFEST.ref, 0, 1000)
+
+        assert data == MANIFEST.data[:1000]
+        stats = await w.node.stats()
+        assert (stats.cached, stats.from_mirrors, stats.redundant) == (PIECE_LENGTH, PIECE_LENGTH, 0)
+        assert len(web.asked) == 2
+
+
+@pytest.mark.parametrize("fault", ["wrong", "short", "stall data"])
+async def test_a_manifest_whose_first_piece_comes_badly_is_asked_of_the_next_mirror(
+    tmp_path: Path, fault: str
+) -> None:
+    async with world(tmp_path) as w:
+        bad, good = await w.web(fault, files=MANIFEST.files()), await w.web(files=MANIFEST.files())
+
+        assert await read(w.view(bad, good), MANIFEST.ref, 0, 1000) == MANIFEST.data[:1000]
+
+
+async def test_a_manifest_that_peers_may_have_is_not_taken_from_a_mirror(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        web = await w.web(files=MANIFEST.files())
+
+        w.view(web, peers=PEERS).expect([MANIFEST.ref])
+        await until(lambda: MANIFEST.ref.info_hash in w.swarm.added)
+
+        assert [path for path, _ in web.asked] == [Kind.MANIFEST.torrent_path(MANIFEST.ref.info_hash)]
 
 
 async def test_wrong_metainfo_puts_a_mirror_aside(tmp_path: Path) -> None:

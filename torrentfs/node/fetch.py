@@ -14,7 +14,7 @@ import trio
 
 from torrentfs.config import NodeSettings
 from torrentfs.errors import CacheError, DeadlineError
-from torrentfs.node.carrier import Carrier
+from torrentfs.node.carrier import INJECT_PATIENCE_S, Carrier
 from torrentfs.node.courier import Courier
 from torrentfs.node.flights import Flight, Sources, Torrent
 from torrentfs.node.seams import Swarm, SwarmEvents
@@ -153,7 +153,7 @@ class Fetcher:
             return
         for flight in torrent.flights.values():
             if not flight.requests:
-                self._courier.due(torrent, flight, self._first_due(torrent, flight.urgent))
+                self._courier.due(torrent, flight, self._first_due(torrent, flight.piece, flight.urgent))
 
     # Flights
 
@@ -195,21 +195,24 @@ class Fetcher:
             flight = torrent.flights.get(piece)
             if flight is None:
                 flight = self._traffic.take_off(torrent, piece, urgent=urgent)
-                self._courier.due(torrent, flight, self._first_due(torrent, urgent))
+                self._courier.due(torrent, flight, self._first_due(torrent, piece, urgent))
                 asked.append(piece)
             elif urgent and not flight.urgent:
                 flight.urgent = True
                 asked.append(piece)
                 if all(request.is_late_for(piece) for request in flight.requests):
-                    self._courier.due(torrent, flight, min(flight.due, self._first_due(torrent, urgent=True)))
+                    due = min(flight.due, self._first_due(torrent, piece, urgent=True))
+                    self._courier.due(torrent, flight, due)
             flights.append(flight)
         if asked:
             self.swarm.want(torrent.metainfo.info_hash, asked, urgent=urgent)
         return flights
 
-    def _first_due(self, torrent: Torrent, urgent: bool) -> float:
-        """Return until when peers alone are waited for."""
+    def _first_due(self, torrent: Torrent, piece: PieceIndex, urgent: bool) -> float:
+        """Return until when peers alone are waited for, or the swarm that was given the piece."""
         now = trio.current_time()
+        if piece in torrent.injected:
+            return now + INJECT_PATIENCE_S
         if torrent.connected:
             return now + (self._settings.hedge_delay_s if urgent else READAHEAD_PATIENCE_S)
         return max(now, torrent.grace_until) if torrent.peers else now

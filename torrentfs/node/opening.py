@@ -1,9 +1,13 @@
 """This module gets the metainfo of a torrent from the cache or a mirror: one attempt for all who wait.
 
+A manifest's first piece, which opens it, is fetched beside its metainfo where no peer is known.
+
 Bytes from a mirror are checked against the info-hash before anything else looks at them.
 """
 
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 
 import trio
 
@@ -11,8 +15,21 @@ from torrentfs.errors import CacheError, FormatError, TorrentfsError
 from torrentfs.node.flights import Peer
 from torrentfs.node.mirrors import Mirror, MirrorError
 from torrentfs.node.store import Store
-from torrentfs.repository.metainfo import TORRENT_LENGTH_MAX, Metainfo, TorrentRef, parse
+from torrentfs.repository.metainfo import (
+    PIECE_LENGTH,
+    TORRENT_LENGTH_MAX,
+    Kind,
+    Metainfo,
+    PieceIndex,
+    TorrentRef,
+    parse,
+)
 
+_LOG = logging.getLogger(__name__)
+
+FIRST = PieceIndex(0)
+HEAD_PATIENCE_S = 0.5
+"""How much later than its metainfo the first piece of a manifest may come before it is asked for as usual."""
 NEXT_MIRROR_AFTER_S = 1.0
 """A mirror that has not sent a metainfo after so long gets company by the next one."""
 
@@ -31,6 +48,9 @@ class Opening:
         self.done = trio.Event()
         self.error: TorrentfsError | None = None
         self.scope = trio.CancelScope()
+        self.head = b""
+        """The first piece of a manifest, verified, if it came beside the metainfo."""
+        self._heading: trio.Event | None = None
         self._asking: set[Mirror] = set()
         self._metainfo: Metainfo | None = None
         self._changed = trio.Event()
@@ -73,8 +93,13 @@ class Opening:
                 self._changed = trio.Event()
                 with trio.move_on_after(self._ask_next(nursery)):
                     await self._changed.wait()
+            if self._heading is not None:
+                with trio.move_on_after(HEAD_PATIENCE_S):
+                    await self._heading.wait()
             nursery.cancel_scope.cancel()
         assert self._metainfo is not None
+        if self.head and not await trio.to_thread.run_sync(self._metainfo.verify, FIRST, self.head):
+            self.head = b""  # the next to ask for it finds out whose fault that is
         store.keep_metainfo(self._metainfo)
         return self._metainfo
 
@@ -86,6 +111,10 @@ class Opening:
             if mirror.ready_at(self.ref.info_hash) <= now:
                 self._asking.add(mirror)
                 nursery.start_soon(self._ask, mirror, now)
+                # Where peers are known they come first; without any, this saves the first touch a round trip.
+                if self.ref.kind is Kind.MANIFEST and not self.peers and self._heading is None:
+                    self._heading = trio.Event()
+                    nursery.start_soon(self._fetch_head, mirror, self._heading)
                 return NEXT_MIRROR_AFTER_S
         return min((mirror.ready_at(self.ref.info_hash) - now for mirror in free), default=float("inf"))
 
@@ -98,6 +127,21 @@ class Opening:
         finally:
             self._asking.discard(mirror)
             self._changed.set()
+
+    async def _fetch_head(self, mirror: Mirror, done: trio.Event) -> None:
+        path, length = self.ref.kind.url_path(self.ref.info_hash), min(self.ref.length, PIECE_LENGTH)
+        head = bytearray()
+        mirror.requests += 1
+        try:
+            async with aclosing(mirror.ranges(path, 0, length, self.ref.length)) as chunks:
+                async for chunk in chunks:
+                    head += chunk
+            self.head = bytes(head)
+        except MirrorError as error:  # no harm yet: whoever reads asks for it again
+            _LOG.info("no first piece beside the metainfo: %s", error)
+        finally:
+            mirror.requests -= 1
+            done.set()
 
     async def _from_mirror(self, mirror: Mirror) -> Metainfo:
         path = self.ref.kind.torrent_path(self.ref.info_hash)

@@ -9,7 +9,7 @@ from torrentfs.config import NodeSettings
 from torrentfs.errors import FetchError
 from torrentfs.node.flights import Sources, Torrent
 from torrentfs.node.mirrors import Mirror
-from torrentfs.node.opening import Opening
+from torrentfs.node.opening import FIRST, Opening
 from torrentfs.node.seams import Swarm
 from torrentfs.node.store import Store
 from torrentfs.node.tasks import Tasks
@@ -104,6 +104,9 @@ class Torrents:
         held.lost.clear()
         self._swarm.add(metainfo, self._store.path(held.ref), held.have(), tuple(torrent.peers))
         self._torrents[metainfo.info_hash] = torrent
+        if opening.head and not held.states[FIRST]:
+            torrent.injected.add(FIRST)
+            self._swarm.inject(metainfo.info_hash, FIRST, opening.head)
 
     def _learn(self, torrent: Torrent, sources: Sources) -> None:
         new_peers = torrent.learn(self.mirrors(sources), sources.peers)
