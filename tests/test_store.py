@@ -123,6 +123,35 @@ def test_a_piece_that_is_not_on_disk_is_not_claimed(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.warns("damaged on disk")
+def test_a_file_that_is_deleted_under_us_is_not_read_for_what_the_swarm_writes_anew(tmp_path: Path) -> None:
+    store, held = filled(tmp_path, [0])
+    os.truncate(store.path(PACK.ref), PIECE_LENGTH)
+    os.truncate(store.path(PACK.ref), len(PACK.data))
+    store.path(PACK.ref).unlink()
+    with store.path(PACK.ref).open("wb") as file:
+        file.seek(3 * PIECE_LENGTH)
+        file.write(PACK.data[3 * PIECE_LENGTH : 4 * PIECE_LENGTH])
+
+    store.claim(held, [PieceIndex(3)])
+
+    assert store.read(held, 3 * PIECE_LENGTH, PIECE_LENGTH) == PACK.data[3 * PIECE_LENGTH : 4 * PIECE_LENGTH]
+    assert held.have() == [False, False, False, True, False, False]
+    assert held.lost == [0]
+    store.close()
+
+
+@pytest.mark.warns("readonly database")
+def test_a_state_that_can_no_longer_be_written_lets_a_node_end(tmp_path: Path) -> None:
+    store, held = filled(tmp_path, [0])
+    store.read(held, 0, 1)
+    store._state._connection.execute("PRAGMA query_only = 1")
+
+    store.close()
+
+    Store(tmp_path, open_files_max=4).close()
+
+
 @pytest.mark.warns("state of the cache is damaged")
 def test_a_damaged_state_is_forgotten(tmp_path: Path) -> None:
     store, _ = filled(tmp_path, [0])

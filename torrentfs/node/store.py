@@ -162,6 +162,7 @@ class Store:
         Raises:
             CacheError: the disk refuses; none of them is claimed.
         """
+        self._forget_deleted(held)
         fresh = [(piece, self._digest(held, piece)) for piece in pieces if held.states[piece] == MISSING]
         if not fresh:
             return
@@ -229,6 +230,9 @@ class Store:
         """Leave the cache to the next daemon."""
         try:
             self.flush_uses()
+        except CacheError as error:  # what was used when is all that is lost
+            _LOG.warning("%s", error)
+        try:
             self._state.close()
         finally:
             for file in self._files.values():
@@ -248,6 +252,15 @@ class Store:
                 held.digests[piece * DIGEST_LENGTH : (piece + 1) * DIGEST_LENGTH] = digest
         held.cached = sum(held.span(PieceIndex(p)) for p in range(held.piece_count) if held.states[p])
         self._unread.discard(held.ref.info_hash)
+
+    def _forget_deleted(self, held: Held) -> None:
+        """Let go of a file that was deleted under us: the swarm writes into a new one, of which our
+        descriptor would show nothing but holes.
+        """
+        file = self._files.get(held.ref.info_hash)
+        if file is not None and os.fstat(file).st_nlink == 0:
+            os.close(self._files.pop(held.ref.info_hash))
+            self.drop(held, map(PieceIndex, range(held.piece_count)))
 
     def _check(self, held: Held, piece: PieceIndex) -> bool:
         """Tell whether a piece is here and what it was when it was claimed."""
