@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import libtorrent as lt
 import pytest
 import trio
 
@@ -416,6 +417,31 @@ async def test_unwritable_file_is_reported_and_tried_again(
         await seen.until(lambda seen: seen.arrived)
 
         assert (seen.failed, seen.arrived) == ([], [0])
+
+
+@pytest.mark.warns("alerts were lost")
+async def test_what_happened_unseen_is_found_out(
+    metainfo: Metainfo, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running() as (origin, _), running() as (node, seen):
+        origin.add(metainfo, whole, None, seed=True)
+        with monkeypatch.context() as deaf:
+            for event in ("connect", "disconnected"):
+                deaf.delitem(node._dispatch, getattr(lt, f"peer_{event}_alert"))
+            deaf.setattr("torrentfs.node.torrent.Torrent.finished", lambda torrent, piece: False)
+            node.add(metainfo, tmp_path / "cache", [False] * PIECES, [origin.listen])
+            node.want(metainfo.info_hash, pieces(3, 5), urgent=True)
+            with trio.fail_after(DEADLINE_S):
+                handle = node._torrents[metainfo.info_hash].handle
+                while not all(map(handle.have_piece, (3, 5))):  # noqa: ASYNC110 - nothing tells, as is wanted
+                    await trio.sleep(0.01)
+            node._take_alerts()
+        assert (seen.arrived, seen.connected) == ([], 0)
+
+        node._on_alerts_dropped(None)
+        await seen.until(lambda seen: seen.arrived)
+
+        assert (sorted(seen.arrived), seen.connected) == ([3, 5], 1)
 
 
 @pytest.mark.warns("No space left on device")

@@ -283,13 +283,12 @@ class Swarm:
         self._failing[torrent.metainfo.info_hash] = reason
 
     def _on_alerts_dropped(self, alert: Any) -> None:
-        """Ask libtorrent what it has: pieces may have arrived unseen."""
+        """Ask libtorrent what it has: pieces may have arrived, and peers come and gone, unseen."""
         log.warning("alerts were lost: the queue of %d was full", self._settings.alert_queue_max)
         for info_hash, torrent in self._torrents.items():
-            has = torrent.handle.status(lt.torrent_handle.query_pieces).pieces
-            for number in [piece for piece in torrent.wanted.keys() | torrent.injected.keys() if has[piece]]:
-                torrent.finished(number)
-                self._here.append((info_hash, number))
+            news = torrent.look_again()
+            self._here += [(info_hash, piece) for piece in news]
+            self._events.peers_changed(info_hash, len(torrent.connected))
         self._bell.ring()
 
     def _on_peer_connect(self, alert: Any) -> None:

@@ -115,6 +115,18 @@ class Torrent:
         self.have[piece] = True
         return news
 
+    def look_again(self) -> list[PieceIndex]:
+        """Ask libtorrent what is here and who is connected; return the pieces that are news. Waits for it."""
+        has = self.handle.status(lt.torrent_handle.query_pieces).pieces
+        pieces = [PieceIndex(piece) for piece, here in enumerate(has) if here]
+        self.dialled.clear()
+        self.connected = {
+            (peer.ip[0], peer.ip[1])
+            for peer in self.handle.get_peer_info()
+            if not peer.flags & (lt.peer_info.connecting | lt.peer_info.handshake)
+        }
+        return [piece for piece in pieces if self.finished(piece)]
+
     def fail(self, reason: str) -> None:
         """Take note that the disk failed: who asked for pieces is told, and asks again."""
         self.failed_at = time.monotonic()
