@@ -254,3 +254,18 @@ def test_a_damaged_archive_gives_a_tree_or_one_error(tmp_path: Path, data: st.Da
         assert "\n" not in str(error)
     else:
         source.close()
+
+
+def with_xattrs(path: Path, *names: str) -> Path:
+    """Write a tar of one file with empty attributes."""
+    file = member("file")
+    file.pax_headers = {f"SCHILY.xattr.user.{name}": "" for name in names}
+    return tar_file(path, file, data=b"abc")
+
+
+def test_attributes_that_no_entry_can_hold_are_refused(tmp_path: Path) -> None:
+    many = [f"{number:x}" for number in range(5500)]
+
+    assert "extended attributes" in refusal(with_xattrs(tmp_path / "many.tar", *many))
+    assert "an extended attribute twice" in refusal(with_xattrs(tmp_path / "twice.tar", "a%", "a%25"))
+    assert len(names(with_xattrs(tmp_path / "fine.tar", *many[:2000]))[b"file"].xattrs) == 2000

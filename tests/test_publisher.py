@@ -4,12 +4,14 @@ import os
 import random
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 from trees import assert_same, odd_tree, open_revision, write
 
 from torrentfs.errors import PublishError, RepositoryError, UsageError
+from torrentfs.repository import manifest_check
 from torrentfs.repository.metainfo import Kind, parse
 from torrentfs.repository.publisher import Progress, publish
 from torrentfs.repository.workshop import Repository
@@ -317,6 +319,40 @@ def test_a_path_inside_another_is_refused_before_reading(repository: Repository,
 
     with pytest.raises(UsageError):
         publish(repository, tmp_path / "nowhere", "a/b/c")
+
+
+@pytest.mark.parametrize("seconds", [10**10, -(10**10), 2 * 10**10])
+def test_time_that_no_manifest_can_hold_is_refused(repository: Repository, seconds: int) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as source:
+        write(Path(source) / "file", b"1")
+        os.utime(Path(source) / "file", (seconds, seconds))
+        if abs((Path(source) / "file").stat().st_mtime_ns) < 1 << 63:
+            pytest.skip("no file system with such times at /dev/shm")
+
+        with pytest.raises(PublishError, match="file has an absurd time"):
+            publish(repository, Path(source), "tree")
+
+
+def test_entry_that_no_reader_takes_is_never_written(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").mkdir()
+    write(tmp_path / "source" / "file", b"1")
+    monkeypatch.setattr(manifest_check, "MTIME_NS_LIMIT", 1)
+
+    with pytest.raises(PublishError, match="the root .* cannot be published: entry 0 has an absurd"):
+        publish(repository, tmp_path / "source", "tree")
+
+    assert list((repository.public / "manifests").iterdir()) == []
+
+
+@pytest.mark.parametrize("source", [".", "repository", "repository/private/default.pem"])
+def test_keys_are_never_published(repository: Repository, tmp_path: Path, source: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / source)
+
+    for place in (tmp_path / source, tmp_path / "link"):
+        with pytest.raises(UsageError, match="inside one another"):
+            publish(repository, place, "tree")
 
 
 def test_a_lost_index_is_made_anew(repository: Repository, tmp_path: Path) -> None:

@@ -6,16 +6,17 @@ from pathlib import Path
 
 from torrentfs.errors import PublishError
 from torrentfs.repository.manifest_format import (
+    MTIME_NS_LIMIT,
     NAME_LENGTH_MAX,
     TARGET_LENGTH_MAX,
     XATTR_NAME_LENGTH_MAX,
     XATTRS_LENGTH_MAX,
+    xattrs_length,
 )
 from torrentfs.repository.node import DEPTH_MAX, Node, walk
 
 ENTRY_COUNT_MAX = (1 << 24) - 1
 PATH_LENGTH_MAX = 64 * 1024
-_MTIME_NS_MAX = 1 << 62
 IMPLIED_MODE = stat.S_IFDIR | 0o755
 """Of a directory that an archive does not hold itself; its time is 0, for there is none to take."""
 
@@ -131,11 +132,13 @@ class ArchiveTree:
     def _check(self, name: bytes, node: Node) -> None:
         if stat.S_ISLNK(node.mode) and (not 0 < node.size <= TARGET_LENGTH_MAX or b"\0" in node.target):
             raise self._refuse(name, "is a symbolic link whose target cannot be")
-        if abs(node.mtime_ns) > _MTIME_NS_MAX:
+        if not -MTIME_NS_LIMIT <= node.mtime_ns < MTIME_NS_LIMIT:
             raise self._refuse(name, "has an absurd time")
         if any(not 0 < len(key) <= XATTR_NAME_LENGTH_MAX or b"\0" in key for key, _ in node.xattrs):
             raise self._refuse(name, "has an extended attribute with a name that cannot be")
-        if sum(len(key) + len(value) for key, value in node.xattrs) > XATTRS_LENGTH_MAX:
+        if len({key for key, _ in node.xattrs}) != len(node.xattrs):
+            raise self._refuse(name, "has an extended attribute twice")
+        if xattrs_length(node.xattrs) > XATTRS_LENGTH_MAX:
             raise self._refuse(name, f"has more than {XATTRS_LENGTH_MAX} bytes of extended attributes")
 
     def _refuse(self, name: bytes, why: str) -> PublishError:

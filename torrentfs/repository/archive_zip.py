@@ -15,7 +15,6 @@ from torrentfs.repository.node import Node
 if TYPE_CHECKING:
     from torrentfs.repository.archive import _Spool
 
-DIRECTORY_LENGTH_MAX = 1024**3
 _COPY_LENGTH = 1024 * 1024
 _TIMESTAMP = 0x5455
 """Extra field with the time in seconds since 1970: the plain one has two-second steps and no time zone."""

@@ -9,6 +9,7 @@ from torrentfs.repository.manifest_format import (
     FILE_LENGTH_MAX,
     HOLE,
     INLINE_EXTENT_COUNT_MAX,
+    MTIME_NS_LIMIT,
     NAME_LENGTH_MAX,
     PAGE_COUNT_MAX,
     TARGET_LENGTH_MAX,
@@ -19,7 +20,6 @@ from torrentfs.repository.manifest_format import (
 )
 from torrentfs.repository.pack import FRAME_LENGTH_MAX, FRAME_STORED_MAX
 
-_MTIME_NS_MAX = 1 << 63
 _BAD_NAMES = (b"", b".", b"..")
 
 
@@ -84,7 +84,7 @@ def _number_fault(entry: Entry, number: int, entry_count: int) -> str:
         return "is not below its parent"
     if not 1 <= entry.nlink <= entry_count + 1 or not 0 <= entry.mode <= 0o177777:
         return "has an absurd mode or number of links"
-    if not 0 <= entry.size <= FILE_LENGTH_MAX or not -_MTIME_NS_MAX <= entry.mtime_ns < _MTIME_NS_MAX:
+    if not 0 <= entry.size <= FILE_LENGTH_MAX or not -MTIME_NS_LIMIT <= entry.mtime_ns < MTIME_NS_LIMIT:
         return "has an absurd size or time"
     if entry.child_count and not number < entry.first_child <= entry_count - entry.child_count:
         return "has children before itself or after the last entry"  # the former would be a cycle

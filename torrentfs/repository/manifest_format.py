@@ -4,6 +4,7 @@
 """
 
 import struct
+from collections.abc import Iterable
 
 import msgspec
 
@@ -45,8 +46,12 @@ NAME_LENGTH_MAX = 255
 TARGET_LENGTH_MAX = 4095
 XATTR_NAME_LENGTH_MAX = 255
 XATTRS_LENGTH_MAX = 48 * 1024
-"""Names and values of one entry's extended attributes: an entry fits a block."""
+"""Names and values of one entry's extended attributes, and `XATTR_OVERHEAD` each: an entry fits a block."""
+XATTR_OVERHEAD = 8
+"""What MessagePack adds to a name and its value at most, rounded up."""
 FILE_LENGTH_MAX = (1 << 63) - 1
+MTIME_NS_LIMIT = 1 << 63
+"""Times are from minus this to below it: until the year 2262."""
 HOLE = -1
 
 
@@ -87,3 +92,8 @@ class Entry(msgspec.Struct, array_like=True, frozen=True):
     first_page: int = 0
     page_count: int = 0
     hole_length: int = 0
+
+
+def xattrs_length(xattrs: Iterable[tuple[bytes, bytes]]) -> int:
+    """Return how many bytes of an entry extended attributes take at most."""
+    return sum(len(name) + len(value) + XATTR_OVERHEAD for name, value in xattrs)

@@ -15,10 +15,14 @@ from typing import IO
 
 import msgspec
 
+from torrentfs.errors import FormatError, PublishError
 from torrentfs.repository import durable
+from torrentfs.repository.manifest_check import EntryLimits, check_entry
 from torrentfs.repository.manifest_format import (
     BLOCK_LENGTH,
+    BLOCK_LENGTH_MAX,
     BLOCK_RECORD,
+    ENTRY_COUNT_MAX,
     FLAG_REQUIRED,
     HASH_LENGTH,
     HEADER,
@@ -60,6 +64,9 @@ def write_manifest(
     """Write the manifest of a tree and its metainfo under *public*, and return it with the number of entries.
 
     *extents* and *digest* tell a file's content; what they say depends on the content alone.
+
+    Raises:
+        PublishError: an entry that no reader would take; it is named.
     """
     with ExitStack() as stack:
         entries, pages, hashes = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
@@ -67,6 +74,7 @@ def write_manifest(
         paging = _Pages(pages)
         count = 0
         groups: dict[int, int] = {}
+        pack_lengths = [pack.length for pack in packs]
         for parent, node in _numbered(root):
             leader = node.number
             if node.nlink > 1 and not node.is_directory:
@@ -74,6 +82,7 @@ def write_manifest(
             entry = _entry(node, parent, leader)
             if node.is_file:
                 entry = paging.fill(entry, leader, extents(node))
+            _check(entry, node, EntryLimits(ENTRY_COUNT_MAX, pack_lengths, len(paging.records)))
             blocks.add(entry)
             hashes.write(digest(node) if node.is_file else bytes(HASH_LENGTH))
             count += 1
@@ -85,6 +94,18 @@ def write_manifest(
         )
         streams = (("entries", entries), ("extents", pages), ("sha256", hashes))
         return _assemble(public, front, streams), count
+
+
+def _check(entry: Entry, node: Node, limits: EntryLimits) -> None:
+    """Refuse what readers would: once committed, nothing could be published any more beside it."""
+    try:
+        check_entry(entry, node.number, limits)
+    except FormatError as error:
+        raise PublishError(f"{_shown(node.name)} cannot be published: {error}") from error
+
+
+def _shown(name: bytes) -> str:
+    return ascii(name.decode(errors="backslashreplace")) if name else "the root of the source"
 
 
 def _numbered(root: Node) -> Iterator[tuple[int, Node]]:
@@ -151,6 +172,10 @@ class _Blocks:
     def add(self, entry: Entry) -> None:
         """Take the next entry."""
         encoded = _encode(entry)
+        if len(encoded) + 8 > BLOCK_LENGTH_MAX:
+            raise PublishError(
+                f"{_shown(entry.name)}: its entry has {len(encoded)} bytes, which no reader takes"
+            )
         if self._length + len(encoded) + 4 * (len(self._encoded) + 2) > BLOCK_LENGTH:
             self.close()
         self._encoded.append(encoded)

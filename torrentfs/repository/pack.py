@@ -27,7 +27,6 @@ _GAIN_MIN = 32
 """A frame that would not shrink by a 32nd (3 %) is stored: it costs no decoding."""
 
 _FRAME_MAGIC = 0xFD2FB528
-_CHECKSUM_FLAG = 0x04
 _STORED_DESCRIPTOR = 0xA4
 """Single segment, content size of 4 bytes, content checksum (RFC 8878, 3.1.1.1.1)."""
 _RAW_BLOCK_LENGTH = 128 * 1024

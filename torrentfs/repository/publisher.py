@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torrentfs.errors import PublishError
+from torrentfs.errors import PublishError, UsageError
 from torrentfs.repository.catalog import Catalog, Revision
 from torrentfs.repository.manifest_file import open_manifest
 from torrentfs.repository.metainfo import InfoHash, Kind, Metainfo, TorrentRef
@@ -45,12 +45,13 @@ def publish(
     """Publish a directory, a single file or an archive as the next revision of *path*.
 
     Raises:
-        UsageError: no package may live at *path*.
+        UsageError: no package may live at *path*; *source* holds the repository, or lies in it.
         PublishError: something in the source cannot be published, or changes meanwhile; it is named.
         RepositoryError: the repository cannot be used.
     """
     start = time.monotonic()
     check_path(path)
+    _check_apart(repository, source)
     with repository.lock():
         catalog = repository.catalog()
         _check_room(catalog, path)
@@ -73,6 +74,13 @@ def publish(
         bytes_packed=publication.bytes_packed,
         seconds=time.monotonic() - start,
     )
+
+
+def _check_apart(repository: Repository, source: Path) -> None:
+    """Refuse a source with the repository in it: it would publish the keys."""
+    ours, theirs = repository.directory.resolve(), source.resolve()
+    if ours.is_relative_to(theirs) or theirs.is_relative_to(ours):
+        raise UsageError(f"{source} and the repository {repository.directory} lie inside one another")
 
 
 def _check_room(catalog: Catalog, path: str) -> None:

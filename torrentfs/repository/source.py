@@ -11,7 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from torrentfs.errors import PublishError
-from torrentfs.repository.manifest_format import TARGET_LENGTH_MAX, XATTRS_LENGTH_MAX
+from torrentfs.repository.manifest_format import (
+    MTIME_NS_LIMIT,
+    TARGET_LENGTH_MAX,
+    XATTRS_LENGTH_MAX,
+    xattrs_length,
+)
 from torrentfs.repository.node import DEPTH_MAX, Node, Source, walk
 
 ENTRY_COUNT_MAX = (1 << 24) - 1
@@ -129,6 +134,8 @@ class DirectorySource:
         kind = type_of(found.st_mode)
         if kind in _REFUSED:
             raise PublishError(f"{_shown(path)} is {_REFUSED[kind]}, which cannot be published")
+        if not -MTIME_NS_LIMIT <= found.st_mtime_ns < MTIME_NS_LIMIT:
+            raise PublishError(f"{_shown(path)} has an absurd time: touch it")
         sparse = kind == stat.S_IFREG and found.st_blocks * _BLOCK_LENGTH < found.st_size
         node = Node(name, found.st_mode, found.st_mtime_ns, origin=(found.st_ino, found.st_ctime_ns, sparse))
         if kind == stat.S_IFDIR:
@@ -212,7 +219,7 @@ def _xattrs(path: bytes) -> tuple[tuple[bytes, bytes], ...]:
         return ()
     wanted = sorted(os.fsencode(name) for name in names if name.startswith(XATTR_PREFIX))
     xattrs = tuple((name, os.getxattr(path, name, follow_symlinks=False)) for name in wanted)
-    if sum(len(name) + len(value) for name, value in xattrs) > XATTRS_LENGTH_MAX:
+    if xattrs_length(xattrs) > XATTRS_LENGTH_MAX:
         raise PublishError(f"{_shown(path)} has more than {XATTRS_LENGTH_MAX} bytes of extended attributes")
     return xattrs
 
