@@ -1,16 +1,19 @@
 """This module tests what pyfuse3 gets from our handlers: anything but a FUSEError would end the mount."""
 
 import errno
+import threading
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 import pyfuse3
 import pytest
+import trio
 from local_content import MemoryLedger
 
 from torrentfs.config import MountSettings
 from torrentfs.errors import CacheError
 from torrentfs.fuse.filesystem import Filesystem
-from torrentfs.fuse.pyfuse3_adapter import _forget, _Operations
+from torrentfs.fuse.pyfuse3_adapter import Session, _forget, _Operations
 from torrentfs.repository.metainfo import InfoHash, Kind, NotCached, TorrentRef
 from torrentfs.tree import ROOT, Attributes, Changes, Inode, Tree
 
@@ -92,6 +95,22 @@ async def test_a_fault_in_reporting_a_failure_is_eio_too(monkeypatch: pytest.Mon
         await made.getattr(INODE, None)
 
     assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.warns("takes long to forget")
+async def test_a_kernel_that_does_not_forget_holds_no_refresh_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(pyfuse3, "invalidate_entry", lambda parent, name: answered.wait(10))
+    monkeypatch.setattr("torrentfs.fuse.pyfuse3_adapter.FORGET_DEADLINE_S", 0.05)
+    session = Session(operations(Tree)._filesystem, tmp_path, MountSettings())
+
+    with trio.fail_after(5):
+        await session.forget(Changes(((ROOT, b"name"),), ()))
+        await session.forget(Changes(((ROOT, b"other"),), ()))
+
+    answered.set()
 
 
 def test_what_the_kernel_refuses_to_forget_does_not_keep_it_from_the_rest(

@@ -50,7 +50,12 @@ class Session:
 
     async def forget(self, changes: Changes) -> None:
         """Make the kernel forget what changed; never called by a handler, for which it might have to wait."""
-        await trio.to_thread.run_sync(_forget, changes, limiter=self._one_at_a_time, abandon_on_cancel=True)
+        with trio.move_on_after(FORGET_DEADLINE_S) as scope:
+            await trio.to_thread.run_sync(
+                _forget, changes, limiter=self._one_at_a_time, abandon_on_cancel=True
+            )
+        if scope.cancelled_caught:
+            log.warning("the kernel takes long to forget what a new catalog changed; it stays a while")
 
     async def serve(self, *, task_status: trio.TaskStatus["Session"] = trio.TASK_STATUS_IGNORED) -> None:
         """Mount and serve until it is unmounted, or cancelled: then unmount; started when it answers.

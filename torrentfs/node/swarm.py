@@ -289,6 +289,7 @@ class Swarm:
             news = torrent.look_again()
             self._here += [(info_hash, piece) for piece in news]
             self._events.peers_changed(info_hash, len(torrent.connected))
+        self._dialled.set()
         self._bell.ring()
 
     def _on_peer_connect(self, alert: Any) -> None:

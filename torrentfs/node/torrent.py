@@ -119,12 +119,11 @@ class Torrent:
         """Ask libtorrent what is here and who is connected; return the pieces that are news. Waits for it."""
         has = self.handle.status(lt.torrent_handle.query_pieces).pieces
         pieces = [PieceIndex(piece) for piece, here in enumerate(has) if here]
+        self.connected.clear()
         self.dialled.clear()
-        self.connected = {
-            (peer.ip[0], peer.ip[1])
-            for peer in self.handle.get_peer_info()
-            if not peer.flags & (lt.peer_info.connecting | lt.peer_info.handshake)
-        }
+        for peer in self.handle.get_peer_info():
+            is_new = peer.flags & (lt.peer_info.connecting | lt.peer_info.handshake)
+            (self.dialled if is_new else self.connected).add((peer.ip[0], peer.ip[1]))
         return [piece for piece in pieces if self.finished(piece)]
 
     def fail(self, reason: str) -> None:
