@@ -340,7 +340,7 @@ def test_entry_that_no_reader_takes_is_never_written(
     write(tmp_path / "source" / "file", b"1")
     monkeypatch.setattr(manifest_check, "MTIME_NS_LIMIT", 1)
 
-    with pytest.raises(PublishError, match="the root .* cannot be published: entry 0 has an absurd"):
+    with pytest.raises(PublishError, match=r"the root .* cannot be published: entry 0 has an absurd"):
         publish(repository, tmp_path / "source", "tree")
 
     assert list((repository.public / "manifests").iterdir()) == []
@@ -364,6 +364,22 @@ def test_a_lost_index_is_made_anew(repository: Repository, tmp_path: Path) -> No
     second = publish(repository, source, "odd/v1")
 
     assert (second.info_hash, second.bytes_packed) == (first.info_hash, 0)
+
+
+def test_an_index_damaged_in_the_middle_is_named_and_made_anew(
+    repository: Repository, tmp_path: Path
+) -> None:
+    source = numbered_tree(tmp_path / "source", 500)
+    first = publish(repository, source, "tree")
+    index = repository.private / "contents.sqlite"
+    with index.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (index.stat().st_size - 4096))
+
+    with pytest.raises(RepositoryError, match=r"was damaged .* made anew"):
+        publish(repository, source, "tree")
+
+    assert publish(repository, source, "tree").info_hash == first.info_hash
 
 
 def test_a_missing_manifest_is_named(repository: Repository, tmp_path: Path) -> None:

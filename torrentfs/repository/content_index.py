@@ -42,6 +42,25 @@ class Place:
     packs: tuple[int, ...]
 
 
+@contextlib.contextmanager
+def open_index(path: Path) -> Iterator["ContentIndex"]:
+    """Open the index in the file *path*, made if need be.
+
+    Raises:
+        RepositoryError: the disk refuses; or it is damaged, and has been taken away.
+    """
+    try:
+        with contextlib.closing(ContentIndex(path)) as index:
+            yield index
+    except sqlite3.OperationalError as error:
+        raise RepositoryError(f"{path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        _remove(path)
+        raise RepositoryError(
+            f"{path} was damaged ({error}) and has been removed: publish again, it is made anew"
+        ) from error
+
+
 class ContentIndex:
     """The contents of all packs that the catalog's revisions use, in the order of publication."""
 
@@ -152,9 +171,13 @@ def _connect(path: Path) -> sqlite3.Connection:
         if database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,):
             return database
         database.close()
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    _remove(path)
     path.touch(0o600)
     database = sqlite3.connect(path)
     database.executescript(f"PRAGMA journal_mode = WAL; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION};")
     return database
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)

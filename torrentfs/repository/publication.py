@@ -14,7 +14,7 @@ from torrentfs.errors import PublishError
 from torrentfs.repository import content as stream
 from torrentfs.repository import tar
 from torrentfs.repository.catalog import Catalog
-from torrentfs.repository.content_index import ContentIndex, Place
+from torrentfs.repository.content_index import ContentIndex, Place, open_index
 from torrentfs.repository.holes import data_segments
 from torrentfs.repository.manifest_format import HASH_LENGTH, HOLE, PACK_COUNT_MAX, Extent
 from torrentfs.repository.manifest_writer import PackRow, write_manifest
@@ -67,20 +67,20 @@ class Publication:
 
         Raises:
             PublishError: the source cannot be read, or has changed meanwhile.
+            RepositoryError: what was published before cannot be read.
         """
         self._count()
-        index = ContentIndex(self._repository.private / "contents.sqlite")
-        packer = Packer(self._repository.public / "packs", min(os.cpu_count() or 1, THREADS_MAX))
-        try:
-            index.catch_up(self._catalog, self._repository.public)
-            if not index.empty:
-                self._reuse(index)
-            self._pack(packer)
-            self._source.check()
-            return self._write(index, packer)
-        finally:
-            packer.abandon()
-            index.close()
+        with open_index(self._repository.private / "contents.sqlite") as index:
+            packer = Packer(self._repository.public / "packs", min(os.cpu_count() or 1, THREADS_MAX))
+            try:
+                index.catch_up(self._catalog, self._repository.public)
+                if not index.empty:
+                    self._reuse(index)
+                self._pack(packer)
+                self._source.check()
+                return self._write(index, packer)
+            finally:
+                packer.abandon()
 
     def _count(self) -> None:
         for _, node in walk(self._source.root):
