@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from trees import assert_same, odd_tree, open_revision, write
 
@@ -364,6 +365,43 @@ def test_a_lost_index_is_made_anew(repository: Repository, tmp_path: Path) -> No
     second = publish(repository, source, "odd/v1")
 
     assert (second.info_hash, second.bytes_packed) == (first.info_hash, 0)
+
+
+def test_what_was_withdrawn_is_not_pointed_at(repository: Repository, tmp_path: Path) -> None:
+    source = numbered_tree(tmp_path / "source", 20)
+    before = repository.catalog()
+    publish(repository, source, "wrong")
+    publish(repository, source, "wrong too")
+    with repository.lock():
+        now = repository.catalog()
+        repository.commit(msgspec.structs.replace(now, versions=before.versions))
+
+    again = publish(repository, source, "right")
+
+    assert again.bytes_packed > 20 * FILE_LENGTH
+
+
+def test_the_earliest_of_equal_packs_is_pointed_at(repository: Repository, tmp_path: Path) -> None:
+    source = numbered_tree(tmp_path / "source", 20)
+    publish(repository, source, "first")
+    first = current(repository, "first").manifest.packs
+    index = repository.private / "contents.sqlite"
+    index.unlink(missing_ok=True)
+    with repository.lock():
+        now = repository.catalog()
+        hidden = repository.commit(msgspec.structs.replace(now, versions={}))
+    assert hidden.versions == {}
+    write(source / "a", b"another")
+    publish(repository, source, "second")
+    second = repository.catalog()
+    with repository.lock():
+        repository.commit(msgspec.structs.replace(second, versions={**now.versions, **second.versions}))
+    (source / "a").unlink()
+
+    publish(repository, source, "third")
+
+    assert current(repository, "second").manifest.packs != first
+    assert current(repository, "third").manifest.packs == first
 
 
 def test_an_index_damaged_in_the_middle_is_named_and_made_anew(

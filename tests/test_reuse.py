@@ -42,3 +42,11 @@ def test_never_more_packs_than_allowed(places: list[list[set[int]]], pack_count_
 
     assert len({pack for place in chosen.values() for pack in place.packs}) <= pack_count_max
     assert all(place in known[key] for key, place in chosen.items())
+
+
+def test_of_packs_that_give_the_same_the_latest_are_dropped() -> None:
+    places = {digest(number): [Place(number, (number,))] for number in range(1, 6)}
+
+    chosen = choose(places, dict.fromkeys(places, 7), pack_count_max=2)
+
+    assert {place.packs for place in chosen.values()} == {(1,), (2,)}

@@ -235,6 +235,19 @@ async def test_damaged_metainfo_is_left_out_and_counted(repository: Repository) 
     assert (figures["torrents"], figures["errors"]) == (1, 1)
 
 
+@pytest.mark.warns("cannot seed pack")
+async def test_pack_of_another_length_is_left_out_and_counted(repository: Repository) -> None:
+    publish_bytes(repository, "data/a")
+    (pack,) = (repository.public / "packs").glob("*.tar.zst")
+    with pack.open("ab") as file:
+        file.write(b"more")
+
+    async with seeding(repository) as origin:
+        figures = await origin.stats()
+
+    assert (figures["torrents"], figures["errors"]) == (1, 1)
+
+
 async def test_what_is_no_repository_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RepositoryError):
         await seed(tmp_path, SETTINGS)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import pytest
@@ -17,7 +18,8 @@ from catalogs import Handler, mirror, publish
 from tuf.api.metadata import Metadata, Root
 
 from torrentfs.errors import CacheError, DeadlineError, FetchError, FormatError, TorrentfsError, TrustError
-from torrentfs.repository import trust
+from torrentfs.repository import shards, trust
+from torrentfs.repository import update as limits
 from torrentfs.repository.catalog import Catalog, decode
 from torrentfs.repository.update import main, update
 from torrentfs.repository.workshop import Repository
@@ -250,6 +252,29 @@ def test_what_a_signer_got_wrong_is_a_format_error(
         sign_anything(copy, files)
         assert (copy.public / "metadata" / "2.default.json").read_bytes() == state
         refused(FormatError, copy.public.as_uri(), node, repository.public / "root.json", "catalog")
+
+
+@pytest.mark.parametrize(
+    ("module", "limit", "length"),
+    [
+        (shards, "SHARD_LENGTH_MAX", 100),
+        (shards, "NAMESPACE_LENGTH_MAX", 20),
+        (limits, "CATALOG_LENGTH_MAX", 100),
+    ],
+)
+def test_signed_files_over_a_limit_are_not_even_fetched(
+    repository: Repository,
+    node: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    limit: str,
+    length: int,
+) -> None:
+    monkeypatch.setattr(module, limit, length)
+
+    refused(FormatError, repository.public.as_uri(), node, repository.public / "root.json", f"{length} ")
+
+    assert not any("shard" in path.name or path.stat().st_size > 100 for path in (node / "targets").iterdir())
 
 
 def test_role_that_signs_no_catalog_is_not_believed(repository: Repository, node: Path) -> None:
