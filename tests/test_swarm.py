@@ -335,6 +335,25 @@ async def test_peer_that_was_down_is_dialled_when_a_piece_is_wanted(
         assert seen.failed == []
 
 
+async def test_peer_that_goes_while_a_piece_is_awaited_is_dialled_again(
+    metainfo: Metainfo, whole: Path, tmp_path: Path
+) -> None:
+    address = ("127.0.0.1", free_port())
+    async with running() as (node, seen):
+        node.add(metainfo, tmp_path / "cache", [False] * PIECES, [address])
+        async with running(f"127.0.0.1:{address[1]}") as (idle, _):
+            idle.add(metainfo, tmp_path / "none", [False] * PIECES)
+            await seen.until(lambda seen: seen.connected)
+            node.want(metainfo.info_hash, pieces(6), urgent=True)
+        await seen.until(lambda seen: not seen.connected)
+
+        async with running(f"127.0.0.1:{address[1]}") as (origin, _):
+            origin.add(metainfo, whole, None, seed=True)
+            await seen.until(lambda seen: seen.arrived)
+
+        assert seen.arrived == [6]
+
+
 async def test_peer_may_be_named(metainfo: Metainfo, whole: Path, tmp_path: Path) -> None:
     async with running() as (origin, _), running() as (node, seen):
         origin.add(metainfo, whole, None, seed=True)
@@ -464,6 +483,25 @@ async def test_a_full_disk_is_told_of_what_peers_send_and_tried_again(
 
         assert seen.arrived == [3]
         assert read_piece(tmp_path / "cache", 3) == piece_of(content, 3)
+
+
+@pytest.mark.warns("No such file", "does not hold what was said")
+async def test_what_could_not_be_read_for_a_peer_is_seeded_again_when_it_can(
+    content: bytes, metainfo: Metainfo, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torrentfs.node.swarm.REVIVE_AFTER_S", 0.05)
+    async with running() as (first, seen), running() as (second, seen_by_second):
+        first.add(metainfo, whole, [True] * PIECES)
+        second.add(metainfo, tmp_path / "second", [False] * PIECES, [first.listen])
+        await seen_by_second.until(lambda seen: seen.connected)
+        aside = whole.rename(tmp_path / "aside")
+        second.want(metainfo.info_hash, pieces(6), urgent=True)
+        await seen.until(lambda seen: seen.disk_errors)
+
+        aside.rename(whole)
+        await seen_by_second.until(lambda seen: seen.arrived)
+
+        assert read_piece(tmp_path / "second", 6) == piece_of(content, 6)
 
 
 async def test_a_swarm_that_has_closed_bears_an_unwant(metainfo: Metainfo, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """This module lets tasks wait, within a deadline, for an answer that comes as an event."""
 
-from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import trio
@@ -11,15 +10,15 @@ T = TypeVar("T")
 
 
 class Answers(Generic[T]):
-    """Those who wait for the next answer of a kind; one answer serves all of them that it suits."""
+    """Those who wait for the next answer of a kind; one answer serves all of them."""
 
     def __init__(self) -> None:
-        self._waiters: dict[trio.Event, tuple[Callable[[T], bool], list[T]]] = {}
+        self._waiters: dict[trio.Event, list[T]] = {}
 
-    async def get(self, timeout_s: float, suits: Callable[[T], bool] = lambda _: True) -> T:
-        """Return the next answer that suits. Raises: DeadlineError."""
+    async def get(self, timeout_s: float) -> T:
+        """Return the next answer. Raises: DeadlineError."""
         event, box = trio.Event(), list[T]()
-        self._waiters[event] = (suits, box)
+        self._waiters[event] = box
         try:
             with trio.move_on_after(timeout_s):
                 await event.wait()
@@ -31,7 +30,7 @@ class Answers(Generic[T]):
 
     def give(self, answer: T) -> None:
         """Hand *answer* to those who wait."""
-        for event, (suits, box) in self._waiters.items():
-            if not box and suits(answer):
+        for event, box in self._waiters.items():
+            if not box:
                 box.append(answer)
                 event.set()

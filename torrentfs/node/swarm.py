@@ -34,6 +34,10 @@ INCOMING = "incoming connection"
 """In libtorrent's words; the alert has no other sign of the direction."""
 RECOVER_PAUSE_S = 1.0
 """How long a torrent whose file could not be written rests before it is tried again."""
+TEND_INTERVAL_S = 1.0
+"""How often to look for what libtorrent leaves alone."""
+REVIVE_AFTER_S = 30.0
+"""After which a torrent whose file failed is tried again though nobody here wants any of it: peers may."""
 SETTLE_PAUSE_S = (0.002, 0.1)
 """The first and the longest pause between two looks whether dialled sockets are connected."""
 
@@ -80,6 +84,7 @@ class Swarm:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._names.run)
                 nursery.start_soon(self._settle)
+                nursery.start_soon(self._tend)
                 nursery.start_soon(self._pump)
                 task_status.started()
         finally:
@@ -124,9 +129,8 @@ class Swarm:
         if not self._recover(torrent):
             return
         torrent.want(pieces, URGENT if urgent else AHEAD)
-        if urgent and not torrent.connected and not torrent.dialled:
-            # Names again: a seeder may have moved to another address.
-            torrent.dial([*torrent.peers, *self._known_numbers(torrent, torrent.names)])
+        if urgent:
+            self._dial_again(torrent)
 
     def unwant(self, info_hash: InfoHash, pieces: Sequence[PieceIndex]) -> None:
         """Take back the wish for *pieces*; what is under way still arrives.
@@ -199,6 +203,24 @@ class Swarm:
             return False
         self._restart(torrent)
         return True
+
+    async def _tend(self) -> None:
+        """Try again what libtorrent does not: files that failed, and peers that went while it waited."""
+        while True:
+            await trio.sleep(TEND_INTERVAL_S)
+            for torrent in [*self._torrents.values()]:
+                if torrent.failed_at is not None:
+                    if time.monotonic() - torrent.failed_at >= REVIVE_AFTER_S:
+                        self._restart(torrent)
+                elif torrent.wanted and torrent.is_stranded:
+                    self._restart(torrent)
+                elif torrent.wanted:
+                    self._dial_again(torrent)
+
+    def _dial_again(self, torrent: Torrent) -> None:
+        if not torrent.connected and not torrent.dialled:
+            # Names again: a seeder may have moved to another address.
+            torrent.dial([*torrent.peers, *self._known_numbers(torrent, torrent.names)])
 
     def _known_numbers(self, torrent: Torrent, peers: Iterable[tuple[str, int]]) -> list[Address]:
         """Return those of *peers* whose addresses are known; the others are dialled when they are."""

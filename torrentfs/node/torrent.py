@@ -126,6 +126,14 @@ class Torrent:
             (self.dialled if is_new else self.connected).add((peer.ip[0], peer.ip[1]))
         return [piece for piece in pieces if self.finished(piece)]
 
+    @property
+    def is_stranded(self) -> bool:
+        """Tell whether libtorrent knows peers but will dial none: seen of those that went while it waited."""
+        if not self.is_open or not self.peers or self.connected or self.dialled:
+            return False
+        status = self.handle.status()
+        return not status.connect_candidates and not status.num_connections
+
     def fail(self, reason: str) -> None:
         """Take note that the disk failed: who asked for pieces is told, and asks again."""
         self.failed_at = time.monotonic()
