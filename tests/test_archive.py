@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from trees import assert_same, odd_tree, open_revision
 
 from torrentfs.errors import PublishError
-from torrentfs.repository import archive
-from torrentfs.repository.node import Node, walk
-from torrentfs.repository.publisher import publish
-from torrentfs.repository.source import open_source
+from torrentfs.repository.publisher import archive, publish
+from torrentfs.repository.publisher.nodes import Node, walk
+from torrentfs.repository.publisher.source import open_source
 from torrentfs.repository.workshop import Repository
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torrentfs.repository import content
-from torrentfs.repository.holes import UNIT_LENGTH, data_segments
 from torrentfs.repository.manifest_format import HOLE
-from torrentfs.repository.node import Content, Run
 from torrentfs.repository.pack import FRAME_LENGTH
+from torrentfs.repository.publisher import content
+from torrentfs.repository.publisher.holes import UNIT_LENGTH, data_segments
+from torrentfs.repository.publisher.nodes import Content, Run
 
 
 @dataclass

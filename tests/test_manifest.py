@@ -18,10 +18,10 @@ from torrentfs.errors import FormatError, VersionError
 from torrentfs.repository.manifest import BlockCache, Entry, Extent, Manifest
 from torrentfs.repository.manifest_check import EntryLimits, check_entry
 from torrentfs.repository.manifest_format import HEADER, SECTION
-from torrentfs.repository.manifest_writer import PackRow, write_manifest
 from torrentfs.repository.metainfo import InfoHash, Kind, NotCached, TorrentRef
-from torrentfs.repository.node import Content, Node
 from torrentfs.repository.publisher import publish
+from torrentfs.repository.publisher.manifest_writer import PackRow, write_manifest
+from torrentfs.repository.publisher.nodes import Content, Node
 from torrentfs.repository.workshop import Repository
 
 PACK = PackRow(InfoHash(bytes(range(32))), 1 << 30, 1 << 18)

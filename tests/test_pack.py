@@ -15,9 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torrentfs.errors import FormatError
-from torrentfs.repository import tar
 from torrentfs.repository.metainfo import Kind
-from torrentfs.repository.node import Run
 from torrentfs.repository.pack import (
     FRAME_LENGTH,
     decode_frame,
@@ -27,7 +25,9 @@ from torrentfs.repository.pack import (
     frame_bound,
     store_frame,
 )
-from torrentfs.repository.packer import Packer
+from torrentfs.repository.publisher import tar
+from torrentfs.repository.publisher.nodes import Run
+from torrentfs.repository.publisher.packer import Packer
 
 MIB = 1024 * 1024
 

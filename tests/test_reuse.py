@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torrentfs.repository.content_index import Place
-from torrentfs.repository.reuse import choose
+from torrentfs.repository.publisher.content_index import Place
+from torrentfs.repository.publisher.reuse import choose
 
 
 def digest(number: int) -> bytes:

@@ -13,7 +13,7 @@ from torrentfs.repository.manifest_format import (
     XATTRS_LENGTH_MAX,
     xattrs_length,
 )
-from torrentfs.repository.node import DEPTH_MAX, Node, walk
+from torrentfs.repository.publisher.nodes import DEPTH_MAX, Node, walk
 
 ENTRY_COUNT_MAX = (1 << 24) - 1
 PATH_LENGTH_MAX = 64 * 1024

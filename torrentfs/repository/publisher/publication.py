@@ -11,19 +11,19 @@ from functools import partial
 import msgspec
 
 from torrentfs.errors import PublishError
-from torrentfs.repository import content as stream
-from torrentfs.repository import tar
 from torrentfs.repository.catalog import Catalog
-from torrentfs.repository.content_index import ContentIndex, Place, open_index
-from torrentfs.repository.holes import data_segments
 from torrentfs.repository.manifest_format import HASH_LENGTH, HOLE, PACK_COUNT_MAX, Extent
-from torrentfs.repository.manifest_writer import PackRow, write_manifest
 from torrentfs.repository.metainfo import Metainfo
-from torrentfs.repository.node import Content, Node, Reader, Source, walk
 from torrentfs.repository.pack import FRAME_LENGTH
-from torrentfs.repository.packer import Packer
-from torrentfs.repository.progress import Meter, Progress
-from torrentfs.repository.reuse import choose
+from torrentfs.repository.publisher import content as stream
+from torrentfs.repository.publisher import tar
+from torrentfs.repository.publisher.content_index import ContentIndex, Place, open_index
+from torrentfs.repository.publisher.holes import data_segments
+from torrentfs.repository.publisher.manifest_writer import PackRow, write_manifest
+from torrentfs.repository.publisher.nodes import Content, Node, Reader, Source, walk
+from torrentfs.repository.publisher.packer import Packer
+from torrentfs.repository.publisher.progress import Meter, Progress
+from torrentfs.repository.publisher.reuse import choose
 from torrentfs.repository.workshop import Repository
 
 PARTS = b".torrentfs-parts"

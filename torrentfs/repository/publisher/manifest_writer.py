@@ -39,8 +39,8 @@ from torrentfs.repository.manifest_format import (
     Extent,
 )
 from torrentfs.repository.metainfo import Hasher, InfoHash, Kind, Metainfo
-from torrentfs.repository.node import Node
 from torrentfs.repository.pack import encode_frame
+from torrentfs.repository.publisher.nodes import Node
 
 _encode = msgspec.msgpack.Encoder().encode
 _COPY_LENGTH = 1024 * 1024

@@ -17,7 +17,7 @@ from torrentfs.repository.manifest_format import (
     XATTRS_LENGTH_MAX,
     xattrs_length,
 )
-from torrentfs.repository.node import DEPTH_MAX, Node, Source, walk
+from torrentfs.repository.publisher.nodes import DEPTH_MAX, Node, Source, walk
 
 ENTRY_COUNT_MAX = (1 << 24) - 1
 XATTR_PREFIX = "user."
@@ -40,7 +40,7 @@ def open_source(path: Path) -> Source:
     Raises:
         PublishError: it cannot be published; the path is named.
     """
-    from torrentfs.repository.archive import is_archive, open_archive  # noqa: PLC0415 - seldom needed
+    from torrentfs.repository.publisher.archive import is_archive, open_archive  # noqa: PLC0415 - seldom needed
 
     return open_archive(path) if is_archive(path) else DirectorySource(path)
 

@@ -11,9 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from torrentfs.repository import durable, tar
+from torrentfs.repository import durable
 from torrentfs.repository.metainfo import Hasher, Kind, Metainfo
-from torrentfs.repository.node import Run
 from torrentfs.repository.pack import (
     FRAME_LENGTH,
     PACK_LENGTH_MAX,
@@ -23,6 +22,8 @@ from torrentfs.repository.pack import (
     encode_table,
     frame_bound,
 )
+from torrentfs.repository.publisher import tar
+from torrentfs.repository.publisher.nodes import Run
 
 WINDOW = 16
 """Frames that are compressed or waiting at most. A constant: where a pack ends is decided by it."""

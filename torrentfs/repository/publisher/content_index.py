@@ -17,7 +17,7 @@ from torrentfs.repository.catalog import Catalog, Revision
 from torrentfs.repository.manifest import BlockCache, Manifest
 from torrentfs.repository.manifest_file import open_manifest
 from torrentfs.repository.manifest_format import HOLE, Extent
-from torrentfs.repository.manifest_writer import PackRow
+from torrentfs.repository.publisher.manifest_writer import PackRow
 
 SCHEMA_VERSION = 1
 _SCHEMA = """

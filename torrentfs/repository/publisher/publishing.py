@@ -12,11 +12,11 @@ from torrentfs.errors import PublishError, UsageError
 from torrentfs.repository.catalog import Catalog, Revision
 from torrentfs.repository.manifest_file import open_manifest
 from torrentfs.repository.metainfo import InfoHash, Kind, Metainfo, TorrentRef
-from torrentfs.repository.node import Node, walk
 from torrentfs.repository.paths import check_path
-from torrentfs.repository.progress import Progress
-from torrentfs.repository.publication import Publication
-from torrentfs.repository.source import open_source
+from torrentfs.repository.publisher.nodes import Node, walk
+from torrentfs.repository.publisher.progress import Progress
+from torrentfs.repository.publisher.publication import Publication
+from torrentfs.repository.publisher.source import open_source
 from torrentfs.repository.workshop import Repository
 
 __all__ = ["Progress", "Published", "publish"]

@@ -5,8 +5,8 @@ import struct
 from collections.abc import Callable, Iterator
 
 from torrentfs.repository.manifest_format import HOLE, Extent
-from torrentfs.repository.node import Content, Reader, Run
 from torrentfs.repository.pack import FRAME_LENGTH
+from torrentfs.repository.publisher.nodes import Content, Reader, Run
 
 SPARSE_PREFIX = b"torrentfs sparse file 1\n"
 """Before what is hashed of a file with holes: half a terabyte of zeros would take minutes."""

@@ -6,12 +6,12 @@ from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, cast
 
 from torrentfs.errors import PublishError
-from torrentfs.repository.archive_tree import ArchiveTree, Stored
 from torrentfs.repository.manifest_format import FILE_LENGTH_MAX
-from torrentfs.repository.node import Node
+from torrentfs.repository.publisher.archive_tree import ArchiveTree, Stored
+from torrentfs.repository.publisher.nodes import Node
 
 if TYPE_CHECKING:
-    from torrentfs.repository.archive import Bounded, _Spool
+    from torrentfs.repository.publisher.archive import Bounded, _Spool
 
 SEGMENT_COUNT_MAX = 1 << 20
 _XATTR = "SCHILY.xattr."

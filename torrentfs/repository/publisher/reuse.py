@@ -5,7 +5,7 @@ The choice depends on what was published before, in its order, and on the conten
 
 from collections.abc import Mapping, Sequence
 
-from torrentfs.repository.content_index import Place
+from torrentfs.repository.publisher.content_index import Place
 
 OLD_PACK_COUNT_MAX = 32
 

@@ -8,12 +8,12 @@ from calendar import timegm
 from typing import IO, TYPE_CHECKING
 
 from torrentfs.errors import PublishError
-from torrentfs.repository.archive_tree import ENTRY_COUNT_MAX, ArchiveTree, Stored
 from torrentfs.repository.manifest_format import TARGET_LENGTH_MAX
-from torrentfs.repository.node import Node
+from torrentfs.repository.publisher.archive_tree import ENTRY_COUNT_MAX, ArchiveTree, Stored
+from torrentfs.repository.publisher.nodes import Node
 
 if TYPE_CHECKING:
-    from torrentfs.repository.archive import _Spool
+    from torrentfs.repository.publisher.archive import _Spool
 
 _COPY_LENGTH = 1024 * 1024
 _TIMESTAMP = 0x5455

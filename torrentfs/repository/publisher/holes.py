@@ -6,7 +6,7 @@ A file without any hole on disk is taken as it is, however many zeros it holds.
 from collections.abc import Iterable, Iterator
 
 from torrentfs.errors import PublishError
-from torrentfs.repository.node import Reader
+from torrentfs.repository.publisher.nodes import Reader
 
 UNIT_LENGTH = 4096
 """A hole is a run of aligned units of zeros; the last unit of a file may be short."""

@@ -18,8 +18,8 @@ from typing import IO, Any, cast
 import zstandard
 
 from torrentfs.errors import PublishError
-from torrentfs.repository.archive_tree import ArchiveTree, Stored
-from torrentfs.repository.node import Node, Source
+from torrentfs.repository.publisher.archive_tree import ArchiveTree, Stored
+from torrentfs.repository.publisher.nodes import Node, Source
 
 EXPANSION_MAX = 1000
 """Bytes that a byte of archive may become: text takes 20, zeros in gzip 1,032."""
@@ -48,11 +48,11 @@ def open_archive(path: Path) -> Source:
         with path.open("rb") as file:
             budget = max(EXPANSION_FREE, EXPANSION_MAX * path.stat().st_size)
             if path.name.lower().endswith(".zip"):
-                from torrentfs.repository.archive_zip import read_zip  # noqa: PLC0415 - seldom needed
+                from torrentfs.repository.publisher.archive_zip import read_zip  # noqa: PLC0415 - seldom needed
 
                 read_zip(file, tree, _Spool(spool, path, budget))
             else:
-                from torrentfs.repository.archive_tar import read_tar  # noqa: PLC0415 - seldom needed
+                from torrentfs.repository.publisher.archive_tar import read_tar  # noqa: PLC0415 - seldom needed
 
                 with contextlib.closing(_expand(file, path)) as expanded:
                     read_tar(Bounded(expanded, path, budget), tree, _Spool(spool, path, budget))
