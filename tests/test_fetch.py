@@ -12,6 +12,7 @@ from torrentfs.config import NodeSettings
 from torrentfs.errors import CacheError, DeadlineError, FormatError, UsageError
 from torrentfs.node import Node, Sources, View
 from torrentfs.node.flights import Torrent
+from torrentfs.node.view import View
 from torrentfs.repository.metainfo import PIECE_LENGTH, Kind, NotCached, PieceIndex, TorrentRef
 from torrentfs.repository.pack import encode_frame
 
@@ -420,27 +421,44 @@ async def test_a_restarted_node_reads_and_seeds_what_it_had_without_a_source(tmp
         assert w.swarm.have[PACK.ref.info_hash] == {0, 1, 2}
 
 
-@pytest.mark.warns("damaged on disk")
-async def test_a_frame_that_does_not_decode_is_fetched_again_once(tmp_path: Path) -> None:
+async def framed(view: View, pack: Published, offset: int, length: int) -> bytes:
+    """Read a frame as the filesystem does."""
+    while True:
+        try:
+            return view.frame(pack.ref, offset, length)
+        except NotCached as missing:
+            await view.ensure(missing, trio.current_time() + 5)
+
+
+async def test_a_frame_that_was_published_malformed_is_refused_and_not_fetched_again(tmp_path: Path) -> None:
     good = encode_frame(b"hello" * 1000)
     pack = Published.of(good + good[:-1] + bytes([good[-1] ^ 1]))
     async with world(tmp_path) as w:
-        web = await w.web(files=pack.files())
-        view = w.view(web)
-        deadline = trio.current_time() + 5
+        view = w.view(await w.web(files=pack.files()))
+        assert await framed(view, pack, 0, len(good)) == b"hello" * 1000
 
-        async def frame(offset: int) -> bytes:
-            while True:
-                try:
-                    return view.frame(pack.ref, offset, len(good))
-                except NotCached as missing:
-                    await view.ensure(missing, deadline)
+        for _ in range(2):
+            with pytest.raises(FormatError):
+                await framed(view, pack, len(good), len(good))
 
-        assert await frame(0) == b"hello" * 1000
-        with pytest.raises(FormatError):
-            await frame(len(good))
+        assert (await w.node.stats()).damaged_pieces == 0
+        assert (await w.node.stats()).cached == len(pack.data)
+
+
+@pytest.mark.warns("damaged on disk")
+async def test_a_frame_that_rots_after_its_piece_was_checked_is_fetched_again(tmp_path: Path) -> None:
+    frame = encode_frame(b"hello" * 1000)
+    pack = Published.of(frame)
+    async with world(tmp_path) as w:
+        view = w.view(await w.web(files=pack.files()))
+        await read(view, pack.ref, 0, len(frame))
+        with (tmp_path / pack.ref.kind.url_path(pack.ref.info_hash)).open("r+b") as file:
+            file.seek(len(frame) - 1)
+            file.write(bytes([frame[-1] ^ 1]))
+
+        assert await framed(view, pack, 0, len(frame)) == b"hello" * 1000
+
         assert (await w.node.stats()).damaged_pieces == 1
-        assert view.frame(pack.ref, 0, len(good)) == b"hello" * 1000
 
 
 @pytest.mark.warns("cannot read")

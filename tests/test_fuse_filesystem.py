@@ -24,7 +24,7 @@ from torrentfs.errors import (
 )
 from torrentfs.fuse.errnos import TABLE, errno_of
 from torrentfs.fuse.failures import LINES_MAX, LINES_WINDOW_S, MEMORY_MAX, MEMORY_S, Failures
-from torrentfs.fuse.filesystem import ROUNDS_MAX, Filesystem
+from torrentfs.fuse.filesystem import ROUNDS_MAX, SPARE_REQUESTS, Filesystem
 from torrentfs.fuse.waits import SAMPLES_MAX, Waits
 from torrentfs.repository.metainfo import InfoHash, Kind, NotCached, TorrentRef
 from torrentfs.tree import Inode, Slice, Tree
@@ -233,6 +233,23 @@ async def test_cached_reads_and_lookups_are_answered_while_200_wait(autojump_clo
 
     assert order[0] == "read"
     assert filesystem.stats().waiting == 0
+
+
+async def test_so_many_may_wait_that_some_requests_are_left_for_others(autojump_clock):
+    filesystem = Filesystem(
+        Scripted([piece(1)]), Frames(delay_s=1000), MountSettings(requests_max=SPARE_REQUESTS + 3)
+    )
+
+    async with trio.open_nursery() as nursery:
+        for number in range(1, 4):
+            nursery.start_soon(fail, filesystem, Inode(number << 24))
+        await trio.testing.wait_all_tasks_blocked()
+
+        with pytest.raises(FetchError, match="3 requests wait"):
+            await read(filesystem, Inode(9 << 24))
+
+        assert filesystem.stats().waiting == 3
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_is_missing_again_and_again_ends(autojump_clock):

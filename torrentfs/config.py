@@ -63,7 +63,8 @@ class MountSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a mount waits for a newer catalog before it starts with the one that it has."""
     start_deadline_s: Seconds = 60.0
     """How long `torrentfs mount` waits for the daemon to answer."""
-    requests_max: Count = 1024
+    requests_max: Count = 4096
+    """Requests under way at a time. All but 64 may wait for bytes, so that others are answered."""
     spin_us: Annotated[int, Meta(ge=0, le=1000)] = 50
     """How long the daemon looks for a next request after each before it sleeps; 0 saves CPU time."""
     background_max: Annotated[int, Meta(ge=1, le=65_535)] = 512

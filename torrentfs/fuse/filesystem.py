@@ -35,6 +35,8 @@ ROUNDS_MAX: Final = 64
 """Times that one request may find something else missing; blocks of a directory and a long read take ten."""
 GRACE_S: Final = 0.5
 """After its deadline a source may still say why it failed; then we do."""
+SPARE_REQUESTS: Final = 64
+"""Requests that never wait for bytes, so that `stat` is answered whatever else is not."""
 _USER: Final = b"user."
 
 T = TypeVar("T")
@@ -67,6 +69,7 @@ class Filesystem:
         self.tree = tree
         self._source = source
         self._deadline_s = settings.read_deadline_s
+        self._waiting_max = max(settings.requests_max - SPARE_REQUESTS, 1)
         self._waits = Waits()
         self._failures = Failures()
         self._limited = LimitedLog()
@@ -162,6 +165,8 @@ class Filesystem:
         failed = self._failures.recall(inode, started)
         if failed is not None:
             raise failed.with_traceback(None)
+        if self._waits.waiting >= self._waiting_max:
+            raise FetchError(f"{self._waits.waiting} requests wait for bytes already: as many as may")
         self._waits.waiting += 1
         try:
             return await self._retry(missing, attempt, widen, started + self._deadline_s)

@@ -179,6 +179,8 @@ class Store:
         the swarm.
         """
         bad = [piece for piece in pieces if held.states[piece] != MISSING]
+        if not bad:
+            return
         _LOG.warning("%s: pieces %s are damaged on disk: they are fetched again", self.path(held.ref), bad)
         for piece in bad:
             held.states[piece] = MISSING

@@ -14,15 +14,13 @@ from torrentfs.node.flights import Sources
 from torrentfs.node.frames import FrameCache
 from torrentfs.node.prefetch import pieces
 from torrentfs.node.store import Held, Store
-from torrentfs.repository.metainfo import InfoHash, NotCached, TorrentRef
+from torrentfs.repository.metainfo import NotCached, PieceIndex, TorrentRef
 from torrentfs.repository.pack import FRAME_STORED_MAX, decode_frame
 
 _LOG = logging.getLogger(__name__)
 
 RANGE_LENGTH_MAX = 64 * 1024 * 1024
 """The longest range: the index of a manifest with some million entries."""
-SUSPECTS_MAX = 1024
-"""Frames that failed to decode once, and are being fetched again."""
 
 
 class View:
@@ -39,7 +37,6 @@ class View:
         self._store = store
         self._fetcher = fetcher
         self._frames = frames
-        self._suspects: dict[tuple[InfoHash, int], None] = {}
 
     def use(self, sources: Sources) -> None:
         """Have other sources from now on: a newer catalog may name other seeders."""
@@ -115,24 +112,23 @@ class View:
             self._fetcher.ahead(torrent, pieces(ahead))
 
     def _decode(self, ref: TorrentRef, offset: int, stored: int, data: bytes) -> bytes:
-        """Decode a frame; of one that cannot be, fetch the pieces again, but only once."""
-        key = (ref.info_hash, offset)
+        """Decode a frame; of one that cannot be, fetch those pieces again that are not what was signed."""
         try:
-            frame = decode_frame(data)
+            return decode_frame(data)
         except FormatError:
-            if key in self._suspects:
-                del self._suspects[key]
-                raise
             held = self._held(ref)
             assert held is not None, "its bytes were just read"
-            if len(self._suspects) >= SUSPECTS_MAX:
-                del self._suspects[next(iter(self._suspects))]
-            self._suspects[key] = None
-            self._store.drop(held, held.pieces(offset, stored))
+            damaged = [piece for piece in held.pieces(offset, stored) if not self._is_as_signed(held, piece)]
+            if not damaged:
+                raise
+            self._store.drop(held, damaged)
             raise NotCached(ref, offset, stored) from None
-        if self._suspects:
-            self._suspects.pop(key, None)
-        return frame
+
+    def _is_as_signed(self, held: Held, piece: PieceIndex) -> bool:
+        """Tell whether a piece on disk matches its signed hash, as far as that is known here."""
+        torrent = self._fetcher.torrents.get(held.ref.info_hash)
+        data = self._store.read(held, piece * held.piece_length, held.span(piece))
+        return torrent is not None and data is not None and torrent.metainfo.verify(piece, data)
 
 
 def _check_range(ref: TorrentRef, offset: int, length: int, length_max: int) -> None:
