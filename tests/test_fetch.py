@@ -12,7 +12,6 @@ from torrentfs.config import NodeSettings
 from torrentfs.errors import CacheError, DeadlineError, FormatError, UsageError
 from torrentfs.node import Node, Sources, View
 from torrentfs.node.flights import Torrent
-from torrentfs.node.view import View
 from torrentfs.repository.metainfo import PIECE_LENGTH, Kind, NotCached, PieceIndex, TorrentRef
 from torrentfs.repository.pack import encode_frame
 
