@@ -1,5 +1,6 @@
 """Keeping a mount's catalog current: a start without the repository, newer ones, and their age."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from catalogs import mirror
 
 from torrentfs.config import MountSettings
 from torrentfs.daemon.currency import Currency, Origin, repository_directory
-from torrentfs.errors import FetchError, FormatError, TrustError
+from torrentfs.errors import ExpiredError, FetchError, FormatError, TrustError
 from torrentfs.node import mirrors
 from torrentfs.repository.catalog import Catalog
 from torrentfs.repository.workshop import Repository
@@ -150,3 +151,14 @@ async def test_another_repositorys_root_is_named(repository: Repository, tmp_pat
 
     with pytest.raises(TrustError, match=r"root\.json"):
         await Currency(Origin(repository.public.as_uri(), origin.directory, origin.trust), SETTINGS).first()
+
+
+async def test_an_expired_repository_is_not_taken_for_a_wrong_root(tmp_path: Path) -> None:
+    then = datetime.now(UTC).replace(microsecond=0) - timedelta(days=31)
+    sleeping = Repository.create(tmp_path / "repo", "alice", clock=lambda: then)
+    currency = Currency(origin_of(sleeping, tmp_path), SETTINGS)
+
+    with pytest.raises(ExpiredError, match=r"expired.*publisher must run `torrentfs repo refresh`") as caught:
+        await currency.first()
+
+    assert "root.json" not in str(caught.value)

@@ -8,6 +8,7 @@ edge only.
     ├── FormatError             bytes from outside that are malformed, hostile or over a limit
     │   └── VersionError        a format version that this release cannot read
     ├── TrustError              metadata that the chain of trust does not vouch for
+    │   └── ExpiredError        … any more: it was good, and its time is over
     ├── RepositoryError         a repository on disk that cannot be used as asked
     ├── PublishError            a source that cannot be published; names the path
     ├── FetchError              bytes that could not be had
@@ -48,6 +49,10 @@ class VersionError(FormatError):
 
 class TrustError(TorrentfsError):
     """Metadata that the chain of trust does not vouch for."""
+
+
+class ExpiredError(TrustError):
+    """Metadata that was signed as it must be, and whose time is over."""
 
 
 class RepositoryError(TorrentfsError):

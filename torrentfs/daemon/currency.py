@@ -15,7 +15,7 @@ import trio
 
 from torrentfs.config import MountSettings
 from torrentfs.daemon import refresh
-from torrentfs.errors import DeadlineError, TorrentfsError, TrustError
+from torrentfs.errors import DeadlineError, ExpiredError, TorrentfsError, TrustError
 from torrentfs.node.mirrors import Mirror
 from torrentfs.repository.catalog import Catalog
 
@@ -83,7 +83,8 @@ class Currency:
         try:
             self.catalog = await self._fetch(known, deadline_s)
         except TorrentfsError as error:
-            if known is None and isinstance(error, TrustError):
+            # An expired one was signed by the right keys.
+            if known is None and isinstance(error, TrustError) and not isinstance(error, ExpiredError):
                 raise TrustError(f"{error}; is {self._origin.trust} this repository's root.json?") from error
             if known is None:
                 raise

@@ -17,6 +17,7 @@ import trio
 from torrentfs.errors import (
     CacheError,
     DeadlineError,
+    ExpiredError,
     FetchError,
     FormatError,
     TorrentfsError,
@@ -33,7 +34,15 @@ CHILD_GRACE_S: Final = 1.0
 """The child gives up by itself and says why; it is killed this long afterwards."""
 KINDS: Final = {
     kind.__name__: kind
-    for kind in (CacheError, DeadlineError, FetchError, FormatError, TrustError, VersionError)
+    for kind in (
+        CacheError,
+        DeadlineError,
+        ExpiredError,
+        FetchError,
+        FormatError,
+        TrustError,
+        VersionError,
+    )
 }
 
 log = logging.getLogger(__name__)

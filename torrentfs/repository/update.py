@@ -24,7 +24,15 @@ from tuf.api import exceptions as tuf_errors
 from tuf.api.metadata import TargetFile  # type: ignore[attr-defined]  # a re-export
 from tuf.ngclient import Updater, UpdaterConfig  # type: ignore[attr-defined]  # re-exports
 
-from torrentfs.errors import CacheError, DeadlineError, FetchError, FormatError, TorrentfsError, TrustError
+from torrentfs.errors import (
+    CacheError,
+    DeadlineError,
+    ExpiredError,
+    FetchError,
+    FormatError,
+    TorrentfsError,
+    TrustError,
+)
 from torrentfs.repository import durable, shards
 from torrentfs.repository.catalog import Catalog, encode
 from torrentfs.repository.download import Downloads
@@ -84,7 +92,8 @@ def update(url: str, directory: Path, trust: Path) -> Answer:
     """Bring the catalog in *directory* up to what *url* offers, if *trust* vouches for it.
 
     Raises:
-        TrustError: something is not signed as it must be, older than what was seen before, or expired.
+        TrustError: something is not signed as it must be, or older than what was seen before.
+        ExpiredError: it is no longer good.
         FormatError: what is signed cannot be read.
         FetchError: it could not be had.
         CacheError: *directory* cannot be used.
@@ -215,8 +224,9 @@ def _translated(url: str) -> Iterator[None]:
     try:
         yield
     except tuf_errors.ExpiredMetadataError as error:
-        raise TrustError(
-            f"{url}: {error}: `torrentfs repo refresh` is due at the publisher, or this mirror is held back"
+        raise ExpiredError(
+            f"{url}: the repository's signatures have expired ({error}): its publisher must run "
+            "`torrentfs repo refresh`, unless only this mirror has been left behind"
         ) from error
     except tuf_errors.DownloadLengthMismatchError as error:
         raise TrustError(f"{url}: {error}") from error
