@@ -3,7 +3,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torrentfs.node.prefetch import STREAMS_MAX, WINDOW_TREE_MAX, Prefetch
+from torrentfs.node.prefetch import CREDIT_MAX, STREAMS_MAX, WINDOW_TREE_MAX, Prefetch
 
 PIECE = 256 * 1024
 COUNT = 4096
@@ -82,6 +82,24 @@ def test_random_reads_fetch_next_to_nothing_extra() -> None:
 
     assert max(each) <= 1
     assert sum(each) < 20
+
+
+def test_jumps_to_neighbouring_places_get_the_next_piece_as_a_guess() -> None:
+    prefetch = Prefetch(PIECE, COUNT, 32)
+    reads = [(place * 20 * PIECE + part, 150_000) for place in range(50) for part in (0, 200_000)]
+
+    pieces = set(asked(prefetch, reads))
+
+    assert {place * 20 + 1 for place in range(1, 50)} <= pieces
+
+
+def test_guesses_are_earned_and_end_when_none_of_them_is_right() -> None:
+    prefetch = Prefetch(PIECE, COUNT, 32)
+    jumps = [(place * 20 * PIECE, 4096) for place in range(100)]
+
+    assert not asked(prefetch, jumps)
+    asked(prefetch, scan(3000 * PIECE, 3020 * PIECE, 100_000))
+    assert len(asked(prefetch, jumps)) == CREDIT_MAX
 
 
 def test_a_small_file_here_and_there_widens_nothing() -> None:
