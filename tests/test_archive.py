@@ -230,6 +230,124 @@ def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
     assert "damaged" in refusal(packed)
 
 
+COMPRESSIONS = {
+    "tar": bytes,
+    "tar.gz": gzip.compress,
+    "tar.bz2": bz2.compress,
+    "tar.xz": lzma.compress,
+    "tar.zst": zstandard.compress,
+}
+
+
+def many(path: Path, count: int = 300) -> bytes:
+    """Return a tar of empty files."""
+    return tar_file(path, *(member(f"dir/{number}") for number in range(count))).read_bytes()
+
+
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
+def test_an_archive_that_is_cut_anywhere_is_refused(tmp_path: Path, suffix: str) -> None:
+    whole = COMPRESSIONS[suffix](many(tmp_path / "plain.tar"))
+    path = tmp_path / f"a.{suffix}"
+    end = 300 * 512 if suffix == "tar" else len(whole) - 1  # half of what ends a tar is enough
+    for length in (*range(1, 100, 9), 700, 1024, end // 2, end - 512, end - 100, end - 3, end):
+        path.write_bytes(whole[: min(length, end)])
+
+        assert "damaged" in refusal(path), length
+
+
+def test_a_tar_with_one_block_of_zeros_is_whole(tmp_path: Path) -> None:
+    plain = many(tmp_path / "plain.tar")
+    path = tmp_path / "a.tar"
+    path.write_bytes(plain[: 301 * 512])
+
+    assert len(names(path)) == 302
+
+
+def test_a_damaged_header_is_not_the_end(tmp_path: Path) -> None:
+    plain = bytearray(many(tmp_path / "plain.tar"))
+    plain[10 * 512 + 20] ^= 1
+    path = tmp_path / "a.tar"
+    path.write_bytes(plain)
+
+    assert "header at byte 5120" in refusal(path)
+
+
+def test_what_follows_the_end_of_a_tar_is_not_ignored(tmp_path: Path) -> None:
+    plain = many(tmp_path / "plain.tar")
+    path = tmp_path / "a.tar"
+    path.write_bytes(plain + plain)
+
+    assert "something follows" in refusal(path)
+
+
+def test_frames_of_zstd_are_all_read_and_must_be_whole(tmp_path: Path) -> None:
+    plain = many(tmp_path / "plain.tar")
+    compressor = zstandard.ZstdCompressor(write_checksum=True)
+    first, second = compressor.compress(plain[:70_000]), compressor.compress(plain[70_000:])
+    skippable = struct.pack("<II", 0x184D2A5E, 100) + os.urandom(100)
+    path = tmp_path / "a.tar.zst"
+
+    path.write_bytes(first + skippable + second + skippable)
+    assert len(names(path)) == 302
+    for cut in (1, 4, 5, len(second) // 2, len(second) - 10):
+        path.write_bytes(first + second[:-cut])
+        assert refusal(path).endswith("damaged archive: it ends early"), cut
+    path.write_bytes(first + second + b"garbage, not a frame")
+    assert f"no zstd frame at byte {len(first + second)}" in refusal(path)
+    path.write_bytes(first + second + skippable[:50])
+    assert "ends early" in refusal(path)
+    path.write_bytes(first + second[:-1] + b"?")
+    assert "damaged" in refusal(path)
+
+
+def test_frames_of_zstd_without_size_or_with_rle_blocks_are_whole(tmp_path: Path) -> None:
+    plain = tar_file(tmp_path / "plain.tar", member("zeros"), data=bytes(5_000_000)).read_bytes()
+    stream = zstandard.ZstdCompressor().compressobj()
+    path = tmp_path / "a.tar.zst"
+    path.write_bytes(stream.compress(plain) + stream.flush())
+
+    assert names(path)[b"zeros"].size == 5_000_000
+
+
+def test_streams_of_xz_are_all_read_between_padding(tmp_path: Path) -> None:
+    plain = many(tmp_path / "plain.tar")
+    path = tmp_path / "a.tar.xz"
+    first, second = lzma.compress(plain[:70_000]), lzma.compress(plain[70_000:])
+    path.write_bytes(first + bytes(200_000) + second + bytes(4))
+    assert len(names(path)) == 302
+    path.write_bytes(first + second + b"garbage")
+    assert "damaged" in refusal(path)
+
+
+def test_xz_and_zstd_that_ask_for_much_memory_are_refused(tmp_path: Path) -> None:
+    plain = many(tmp_path / "plain.tar")
+    greedy = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 512 * 1024 * 1024}]
+    (tmp_path / "a.tar.xz").write_bytes(lzma.compress(plain, filters=greedy))
+    stream = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters(window_log=29)
+    ).compressobj()
+    (tmp_path / "a.tar.zst").write_bytes(stream.compress(plain) + stream.flush())
+
+    assert "emory" in refusal(tmp_path / "a.tar.xz")
+    assert "emory" in refusal(tmp_path / "a.tar.zst")
+
+
+def test_times_of_archives_have_the_limit_of_manifests(tmp_path: Path) -> None:
+    for name, text, taken in (
+        ("last", "9223372036.854775807", True),
+        ("next", "9223372036.854775808", False),
+        ("first", "-9223372036.854775808", True),
+        ("absurd", "1e999999", False),
+    ):
+        late = member("file")
+        late.pax_headers = {"mtime": text}
+        path = tar_file(tmp_path / f"{name}.tar", late)
+        if taken:
+            assert abs(names(path)[b"file"].mtime_ns) >= (1 << 63) - 1
+        else:
+            assert "absurd time" in refusal(path)
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_archive_gives_a_tree_or_one_error(tmp_path: Path, data: st.DataObject) -> None:

@@ -3,9 +3,7 @@
 Nothing is unpacked: names go into the tree in memory, contents into one unnamed file on disk, within limits.
 """
 
-import bz2
 import contextlib
-import gzip
 import lzma
 import os
 import stat
@@ -13,21 +11,22 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import zstandard
 
 from torrentfs.errors import PublishError
+from torrentfs.repository.publisher.archive_compression import expand
+from torrentfs.repository.publisher.archive_stream import Bounded, Spool
+from torrentfs.repository.publisher.archive_tar import read_tar
 from torrentfs.repository.publisher.archive_tree import ArchiveTree, Stored
+from torrentfs.repository.publisher.archive_zip import read_zip
 from torrentfs.repository.publisher.nodes import Node, Source
 
 EXPANSION_MAX = 1000
 """Bytes that a byte of archive may become: text takes 20, zeros in gzip 1,032."""
 EXPANSION_FREE = 1024**3
 """Bytes that any archive may become."""
-WINDOW_LENGTH_MAX = 128 * 1024 * 1024
-"""Memory that a zstd archive may ask for, as with ``zstd --long=27``."""
-
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".zip")
 
 
@@ -48,21 +47,24 @@ def open_archive(path: Path) -> Source:
         with path.open("rb") as file:
             budget = max(EXPANSION_FREE, EXPANSION_MAX * path.stat().st_size)
             if path.name.lower().endswith(".zip"):
-                from torrentfs.repository.publisher.archive_zip import read_zip  # noqa: PLC0415 - seldom needed
-
-                read_zip(file, tree, _Spool(spool, path, budget))
+                read_zip(file, tree, Spool(spool, path, budget))
             else:
-                from torrentfs.repository.publisher.archive_tar import read_tar  # noqa: PLC0415 - seldom needed
-
-                with contextlib.closing(_expand(file, path)) as expanded:
-                    read_tar(Bounded(expanded, path, budget), tree, _Spool(spool, path, budget))
+                with contextlib.closing(expand(file, path)) as expanded:
+                    bounded = Bounded(expanded, path, budget)
+                    read_tar(bounded, tree, Spool(spool, path, budget))
+                    bounded.finish()
         return ArchiveSource(tree.finish(), spool, path)
     except OSError as error:
         spool.close()
-        raise PublishError(f"{path}: {error.strerror or error}") from error
-    except (EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+        # Without a number it is gzip's or bzip2's.
+        what = error.strerror if error.errno else f"damaged archive: {error}"
+        raise PublishError(f"{path}: {what}") from error
+    except EOFError as error:
         spool.close()
-        raise PublishError(f"{path}: damaged archive: {error}") from error
+        raise PublishError(f"{path}: damaged archive: it ends early") from error
+    except (lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+        spool.close()
+        raise PublishError(f"{path}: damaged or unreadable archive: {error}") from error
     except BaseException:
         spool.close()
         raise
@@ -125,110 +127,6 @@ class SpoolReader:
             position += count
         parts.append(bytes(end - start))
         return b"".join(parts)
-
-
-class _Spool:
-    """Where contents are written, within a budget of bytes."""
-
-    def __init__(self, file: IO[bytes], path: Path, budget: int) -> None:
-        self._file = file
-        self._path = path
-        self._budget = budget
-        self.offset = 0
-
-    def write(self, data: bytes) -> None:
-        """Append bytes.
-
-        Raises:
-            PublishError: more than the archive's size can explain.
-        """
-        self.offset += len(data)
-        if self.offset > self._budget:
-            raise bomb(self._path, self._budget)
-        self._file.write(data)
-
-    def flush(self) -> None:
-        """Make what was written readable."""
-        self._file.flush()
-
-
-class Bounded:
-    """What an archive expands to, read forwards only; neither one read nor the whole may be absurd."""
-
-    READ_LENGTH_MAX = 1024 * 1024
-    HEADER_LENGTH_MAX = 32 * 1024 * 1024
-
-    def __init__(self, file: IO[bytes], path: Path, budget: int) -> None:
-        self._file = file
-        self._path = path
-        self._budget = budget
-        self._position = 0
-        self._header_room = self.HEADER_LENGTH_MAX
-
-    def read(self, length: int) -> bytes:
-        """Read up to *length* bytes of headers.
-
-        Raises:
-            PublishError: a header, or part of one, is absurdly long; or as with `take`.
-        """
-        self._header_room -= length
-        if not 0 <= length <= self.READ_LENGTH_MAX or self._header_room < 0:
-            raise PublishError(f"{self._path}: an archive with a header of an absurd length")
-        return self.take(length)
-
-    def end_header(self) -> None:
-        """Tell that a member's headers are complete."""
-        self._header_room = self.HEADER_LENGTH_MAX
-
-    def take(self, length: int) -> bytes:
-        """Read up to *length* bytes; fewer only at the end.
-
-        Raises:
-            PublishError: the archive expands absurdly.
-        """
-        parts = []
-        while length and (part := self._file.read(length)):
-            parts.append(part)
-            length -= len(part)
-        data = b"".join(parts)
-        self._position += len(data)
-        if self._position > self._budget + self.READ_LENGTH_MAX:
-            raise bomb(self._path, self._budget)
-        return data
-
-    def tell(self) -> int:
-        """Return how many bytes were read."""
-        return self._position
-
-    def seek(self, position: int) -> int:
-        """Skip forwards."""
-        if position < self._position:
-            raise PublishError(f"{self._path}: an archive whose members overlap")
-        while self._position < position:
-            if not self.take(min(position - self._position, self.READ_LENGTH_MAX)):
-                raise PublishError(f"{self._path}: damaged archive: it ends inside a member")
-        return self._position
-
-
-def bomb(path: Path, budget: int) -> PublishError:
-    """Say that an archive expands too much."""
-    return PublishError(
-        f"{path}: expands to more than {budget} bytes; unpack it and publish the directory if that is right"
-    )
-
-
-def _expand(file: IO[bytes], path: Path) -> IO[bytes]:
-    name = path.name.lower()
-    if name.endswith(("gz", "tgz")):
-        return cast(IO[bytes], gzip.GzipFile(fileobj=file))
-    if name.endswith("bz2"):
-        return bz2.BZ2File(file)
-    if name.endswith("xz"):
-        return lzma.LZMAFile(file)
-    if name.endswith("zst"):
-        decompressor = zstandard.ZstdDecompressor(max_window_size=WINDOW_LENGTH_MAX)
-        return cast(IO[bytes], decompressor.stream_reader(file, read_across_frames=True, closefd=False))
-    return file
 
 
 def _stored(node: Node) -> Stored:

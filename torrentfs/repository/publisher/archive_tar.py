@@ -3,30 +3,53 @@
 import stat
 import tarfile
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Self, cast
 
 from torrentfs.errors import PublishError
 from torrentfs.repository.manifest_format import FILE_LENGTH_MAX
+from torrentfs.repository.publisher.archive_stream import Bounded, Spool
 from torrentfs.repository.publisher.archive_tree import ArchiveTree, Stored
 from torrentfs.repository.publisher.nodes import Node
-
-if TYPE_CHECKING:
-    from torrentfs.repository.publisher.archive import Bounded, _Spool
 
 SEGMENT_COUNT_MAX = 1 << 20
 _XATTR = "SCHILY.xattr."
 _COPY_LENGTH = 1024 * 1024
+_SECONDS_LIMIT = 1 << 34
+"""Enough for `MTIME_NS_LIMIT`, which the tree checks, and short enough to be multiplied."""
+
+# What `TarInfo.fromtarfile` raises; typeshed does not know them.
+_Nothing = tarfile.EmptyHeaderError  # type: ignore[attr-defined]
+_Cut = tarfile.TruncatedHeaderError  # type: ignore[attr-defined]
+_Invalid = tarfile.InvalidHeaderError  # type: ignore[attr-defined]
+_ReadError = tarfile.ReadError
 
 
-def read_tar(file: "Bounded", tree: ArchiveTree, spool: "_Spool") -> None:
-    """Read an uncompressed tar stream.
+class _Member(tarfile.TarInfo):
+    """A header. Tar takes one that is cut or damaged for the end; here only a block of zeros is."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:  # the parameter's name is the library's
+        try:
+            return super().fromtarfile(tarfile)
+        except (_Nothing, _Cut) as error:
+            raise _ReadError("it ends early") from error
+        except _Invalid as error:
+            raise _ReadError(f"the header at byte {tarfile.offset} is none: {error}") from error
+
+
+def read_tar(file: Bounded, tree: ArchiveTree, spool: Spool) -> None:
+    """Read an uncompressed tar stream, up to its end-of-archive.
 
     Raises:
         PublishError: it is damaged, or holds what cannot be published.
     """
     try:
         with tarfile.open(
-            fileobj=cast(Any, file), mode="r:", encoding="utf-8", errors="surrogateescape"
+            fileobj=cast(Any, file),
+            mode="r:",
+            tarinfo=_Member,
+            encoding="utf-8",
+            errors="surrogateescape",
         ) as archive:
             while (member := archive.next()) is not None:
                 file.end_header()
@@ -37,7 +60,7 @@ def read_tar(file: "Bounded", tree: ArchiveTree, spool: "_Spool") -> None:
     spool.flush()
 
 
-def _add(member: tarfile.TarInfo, file: "Bounded", tree: ArchiveTree, spool: "_Spool") -> None:
+def _add(member: tarfile.TarInfo, file: Bounded, tree: ArchiveTree, spool: Spool) -> None:
     name = _bytes(member.name)
     mode = member.mode & 0o7777
     mtime_ns, xattrs = _mtime_ns(member, tree, name), _xattrs(member)
@@ -75,7 +98,7 @@ def _ranges(member: tarfile.TarInfo, tree: ArchiveTree, name: bytes) -> list[tup
     return ranges
 
 
-def _copy(member: tarfile.TarInfo, stored: Stored, file: "Bounded", spool: "_Spool") -> None:
+def _copy(member: tarfile.TarInfo, stored: Stored, file: Bounded, spool: Spool) -> None:
     if not member.size:
         return
     file.seek(member.offset_data)
@@ -83,7 +106,7 @@ def _copy(member: tarfile.TarInfo, stored: Stored, file: "Bounded", spool: "_Spo
     while left:
         data = file.take(min(left, _COPY_LENGTH))
         if not data:
-            raise tarfile.ReadError("it ends inside a member")
+            raise tarfile.ReadError("it ends early")
         spool.write(data)
         left -= len(data)
 
@@ -93,7 +116,7 @@ def _mtime_ns(member: tarfile.TarInfo, tree: ArchiveTree, name: bytes) -> int:
     text = member.pax_headers.get("mtime", str(member.mtime))
     try:
         seconds = Decimal(text)
-        if not abs(seconds) < 1 << 33:
+        if not abs(seconds) < _SECONDS_LIMIT:
             raise tree.refuse(name, "has an absurd time")
         return int(seconds * 10**9 // 1)
     except InvalidOperation as error:

@@ -5,15 +5,13 @@ import struct
 import zipfile
 import zlib
 from calendar import timegm
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from torrentfs.errors import PublishError
 from torrentfs.repository.manifest_format import TARGET_LENGTH_MAX
+from torrentfs.repository.publisher.archive_stream import Spool
 from torrentfs.repository.publisher.archive_tree import ENTRY_COUNT_MAX, ArchiveTree, Stored
 from torrentfs.repository.publisher.nodes import Node
-
-if TYPE_CHECKING:
-    from torrentfs.repository.publisher.archive import _Spool
 
 _COPY_LENGTH = 1024 * 1024
 _TIMESTAMP = 0x5455
@@ -21,7 +19,7 @@ _TIMESTAMP = 0x5455
 _UNIX = 3
 
 
-def read_zip(file: IO[bytes], tree: ArchiveTree, spool: "_Spool") -> None:
+def read_zip(file: IO[bytes], tree: ArchiveTree, spool: Spool) -> None:
     """Read a zip archive.
 
     Raises:
@@ -48,7 +46,7 @@ def read_zip(file: IO[bytes], tree: ArchiveTree, spool: "_Spool") -> None:
     spool.flush()
 
 
-def _add(archive: zipfile.ZipFile, member: zipfile.ZipInfo, tree: ArchiveTree, spool: "_Spool") -> None:
+def _add(archive: zipfile.ZipFile, member: zipfile.ZipInfo, tree: ArchiveTree, spool: Spool) -> None:
     name = _name(member)
     mode = member.external_attr >> 16 if member.create_system == _UNIX else 0
     kind, bits, mtime_ns = stat.S_IFMT(mode), mode & 0o7777, _mtime_ns(member)
