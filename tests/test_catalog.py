@@ -36,6 +36,10 @@ def test_ordinal_joins_namespace_and_counter_in_38_bits() -> None:
         "a" * 255,
         "...",
         "a/.revisions",
+        "a@",
+        "me@home",
+        "a@1.0/@b",
+        "a@\N{ARABIC-INDIC DIGIT ONE}",
     ],
 )
 def test_paths_of_the_house_are_accepted(path: str) -> None:
@@ -55,6 +59,10 @@ def test_paths_of_the_house_are_accepted(path: str) -> None:
         "a/../b",
         "./a",
         "a\nb",
+        "q@1",
+        "q@1/y",
+        "q/@0",
+        "y/me@007",
         "a\0b",
         "a\x7fb",
         "\ud800",

@@ -12,6 +12,9 @@ PATH_DEPTH_MAX: Final = 16
 RESERVED: Final = ".revisions"
 """The first component under which every revision can be reached by its own name; no path lies there."""
 
+_REVISION: Final = re.compile("@[0-9]+$")
+"""What ends the name of a revision: with ``q@1/y`` and ``q``, ``.revisions/q@1/y@1`` would have two meanings."""
+
 _CONTROL: Final = re.compile("[\0-\x1f\x7f-\x9f]")
 """All of Unicode's category Cc."""
 
@@ -36,6 +39,8 @@ def check_path(path: str) -> str:
         raise UsageError(f"path {shown}: a name in it is longer than {COMPONENT_LENGTH_MAX} bytes")
     if _CONTROL.search(path):
         raise UsageError(f"path {shown}: control characters cannot be part of it")
+    if any(_REVISION.search(component) for component in components):
+        raise UsageError(f"path {shown}: '@' and a number at the end of a name stand for a revision")
     if components[0] == RESERVED:
         raise UsageError(f"path {shown}: {RESERVED} is where revisions are reached by their own names")
     return path
