@@ -449,3 +449,27 @@ def test_progress_goes_once_from_nothing_to_the_length_of_the_source(
         assert 5 < len(done) < 12, change
         assert {report.bytes_total for report in reports} == {total}
         numbered_tree(source, 50, seed=ord(change[0]))
+
+
+def test_what_killed_publications_left_is_removed_and_nothing_else(
+    repository: Repository, tmp_path: Path
+) -> None:
+    write(tmp_path / "file", b"1")
+    publish(repository, tmp_path / "file", "a")
+    kept = set(repository.public.rglob("*"))
+    for litter in (
+        "packs/.4711.pack.new",
+        "packs/.4711.3.pack.new",
+        "packs/.ab.torrent.4711.new",
+        "manifests/.4711.manifest.new",
+        "metadata/.timestamp.json.4711.new",
+        "targets/catalog/default/.ab.namespace.4711.new",
+    ):
+        (repository.public / litter).write_bytes(b"half")
+    (repository.public / "packs/.htaccess").touch()
+
+    publish(repository, tmp_path / "file", "a")
+
+    left = set(repository.public.rglob(".*"))
+    assert left == {repository.public / "packs/.htaccess"}
+    assert kept <= set(repository.public.rglob("*"))

@@ -17,7 +17,15 @@ import pytest
 from catalogs import Handler, mirror, publish
 from tuf.api.metadata import Metadata, Root
 
-from torrentfs.errors import CacheError, DeadlineError, FetchError, FormatError, TorrentfsError, TrustError
+from torrentfs.errors import (
+    CacheError,
+    DeadlineError,
+    ExpiredError,
+    FetchError,
+    FormatError,
+    TorrentfsError,
+    TrustError,
+)
 from torrentfs.repository import shards, trust
 from torrentfs.repository import update as limits
 from torrentfs.repository.catalog import Catalog, decode
@@ -145,7 +153,7 @@ def test_expired_repository_is_refused_and_says_what_to_do(node: Path, tmp_path:
     from_disk(sleeping, node)
     sleeping.refresh()
 
-    refused(TrustError, sleeping.public.as_uri(), node, sleeping.public / "root.json", "repo refresh")
+    refused(ExpiredError, sleeping.public.as_uri(), node, sleeping.public / "root.json", "repo refresh")
     assert known(node).version == 1
 
 
@@ -291,12 +299,9 @@ def test_role_that_signs_no_catalog_is_not_believed(repository: Repository, node
 
 def sign_anything(repository: Repository, files: dict[str, bytes]) -> None:
     """Commit target files that a `Repository` would not, with its keys."""
-    keys, now, metadata = (
-        trust.load_online(repository.private),
-        datetime.now(UTC),
-        repository.public / "metadata",
-    )
-    now = now.replace(microsecond=0)
+    metadata, now = repository.public / "metadata", datetime.now(UTC).replace(microsecond=0)
+    root, targets = ((metadata / f"1.{name}.json").read_bytes() for name in ("root", "targets"))
+    keys = trust.load_online(repository.private, root, targets)
     for name, data in files.items():
         directory, _, base = name.rpartition("/")
         path = repository.public / "targets" / directory / f"{hashlib.sha256(data).hexdigest()}.{base}"

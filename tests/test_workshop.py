@@ -154,6 +154,42 @@ def test_lock_is_for_one_process_and_names_it(repository: Repository) -> None:
         pass
 
 
+def test_waiting_for_another_process_is_said_once(repository: Repository) -> None:
+    said: list[str] = []
+    waiting = Repository(repository.directory, notice=said.append)
+
+    with repository.lock(), pytest.raises(RepositoryError, match="in use"), waiting.lock(0.3):
+        pass
+
+    assert said == [f"{repository.directory}: waiting for process {os.getpid()}, which is publishing"]
+
+
+@pytest.mark.parametrize("role", ["default", "snapshot", "timestamp"])
+def test_keys_of_another_repository_sign_nothing(repository: Repository, tmp_path: Path, role: str) -> None:
+    other = Repository.create(tmp_path / "other", "alice")
+    shutil.copy(other.private / f"{role}.pem", repository.private)
+    before = {path: path.read_bytes() for path in repository.public.rglob("*") if path.is_file()}
+
+    for work in (repository.check_keys, repository.refresh, lambda: repository.set_seeders(["a.b:1"])):
+        with pytest.raises(RepositoryError, match=rf"{role}\.pem is not this repository's key"):
+            work()
+
+    assert {path: path.read_bytes() for path in repository.public.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "pem", [b"", b"not a key", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"]
+)
+def test_key_that_is_damaged_is_named_in_our_words(repository: Repository, pem: bytes) -> None:
+    path = repository.private / "snapshot.pem"
+    path.write_bytes(pem)
+
+    with pytest.raises(RepositoryError) as caught:
+        repository.refresh()
+
+    assert str(caught.value) == f"{path} is damaged, or no private key in PEM: restore it"
+
+
 def test_seeders_that_are_no_addresses_are_refused(repository: Repository, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         repository.set_seeders(["origin"])

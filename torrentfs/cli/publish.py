@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from torrentfs.cli.words import print_json, size
+from torrentfs.cli.words import notice, print_json, size
 
 if TYPE_CHECKING:
     from torrentfs.repository.publisher import Progress, Published
@@ -36,7 +36,7 @@ def command(repo: Path, source: Path, path: str, as_json: bool) -> None:
     from torrentfs.repository.workshop import Repository  # noqa: PLC0415
 
     with _progress(path) as report:
-        published = publish(Repository(repo), source, path, progress=report)
+        published = publish(Repository(repo, notice=notice), source, path, progress=report)
     if as_json:
         print_json(_record(published))
     else:

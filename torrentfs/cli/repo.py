@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from torrentfs.cli.words import duration, print_json
+from torrentfs.cli.words import duration, notice, print_json
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
 
@@ -64,7 +64,7 @@ def refresh(repo: Path, seeders: tuple[str, ...], as_json: bool) -> None:
 
     from torrentfs.repository.workshop import Repository  # noqa: PLC0415
 
-    catalog = Repository(repo).refresh(seeders or None)
+    catalog = Repository(repo, notice=notice).refresh(seeders or None)
     if as_json:
         print_json({"version": catalog.version, "expires": catalog.expires, "seeders": list(catalog.seeders)})
     else:

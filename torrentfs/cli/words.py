@@ -34,6 +34,11 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def notice(line: str) -> None:
+    """Tell on standard error what somebody should know though nothing has failed."""
+    click.echo(f"torrentfs: {line}", err=True)
+
+
 def print_json(value: Any, *, lines: bool = False) -> None:
     """Print *value*; with *lines* on one line, for who reads a stream of them."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=None if lines else 2))

@@ -62,6 +62,7 @@ class State:
 
     timestamp_version: int
     snapshot_version: int
+    targets_version: int
     role_version: int
     expires: int
     role_expires: int
@@ -101,6 +102,7 @@ def state(public: Path) -> State:
     return State(
         timestamp_version=timestamp.version,
         snapshot_version=snapshot.version,
+        targets_version=_version(snapshot, "targets"),
         role_version=role.version,
         expires=int(min(timestamp.expires, snapshot.expires, role.expires).timestamp()),
         role_expires=int(role.expires.timestamp()),

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -74,13 +75,33 @@ def generate() -> tuple[Keys, dict[str, bytes]]:
     return keys, pem
 
 
-def load_online(private: Path) -> Keys:
-    """Read the keys that publishing needs.
+def load_online(private: Path, root: bytes, targets: bytes) -> Keys:
+    """Read the keys that publishing needs, for which the files *root* and *targets* have to vouch.
 
     Raises:
-        RepositoryError: one is missing or cannot be used.
+        RepositoryError: one is missing, cannot be used, or is not the repository's: nodes would refuse
+            what it signs.
     """
-    return Keys({role: _load(private / f"{role}.pem") for role in ONLINE_KEYS})
+    keys = Keys({role: _load(private / f"{role}.pem") for role in ONLINE_KEYS})
+    believed = _believed(root, targets)
+    for role, signer in keys.signers.items():
+        if signer.public_key.keyid not in believed[role]:
+            raise RepositoryError(
+                f"{private / role}.pem is not this repository's key: no node would take what it signs"
+            )
+    return keys
+
+
+def _believed(root: bytes, targets: bytes) -> dict[str, list[str]]:
+    """Return the ids of the keys that may sign for each online role."""
+    try:
+        roles = Metadata[Root].from_bytes(root).signed.roles
+        delegations = Metadata[Targets].from_bytes(targets).signed.delegations
+    except Exception as error:
+        raise RepositoryError(f"the current root or targets cannot be read: {error}") from error
+    delegated = delegations.roles if delegations and delegations.roles else {}
+    online = {role: roles[role].keyids for role in ("snapshot", "timestamp")}
+    return online | {DEFAULT.role: delegated[DEFAULT.role].keyids if DEFAULT.role in delegated else []}
 
 
 def found(keys: Keys, now: datetime) -> dict[str, bytes]:
@@ -152,8 +173,13 @@ def _load(path: Path) -> CryptoSigner:
         key = load_pem_private_key(path.read_bytes(), None)
     except FileNotFoundError as error:
         raise RepositoryError(f"{path} is missing: without this key nothing can be committed") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise RepositoryError(f"{path}: {error}") from error
+    except OSError as error:
+        raise RepositoryError(f"{path}: {error.strerror}") from error
+    except TypeError as error:
+        raise RepositoryError(f"{path} has a password: keys are kept without one") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        # What the library says of it is a page long.
+        raise RepositoryError(f"{path} is damaged, or no private key in PEM: restore it") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise RepositoryError(f"{path} is not an Ed25519 key")
     return CryptoSigner(key)

@@ -8,13 +8,14 @@ before the commit.
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -22,6 +23,9 @@ from torrentfs.errors import FormatError, RepositoryError, UsageError
 from torrentfs.repository import durable, published, shards
 from torrentfs.repository.catalog import Catalog, check
 from torrentfs.repository.shards import DEFAULT
+
+if TYPE_CHECKING:
+    from torrentfs.repository.trust import Keys
 
 LOCK_WAIT_S: Final = 10.0
 LOCK_POLL_S: Final = 0.05
@@ -35,6 +39,12 @@ PUBLIC_DIRECTORIES: Final = (
 )
 
 
+_TEMPORARY: Final = re.compile(r"\..*\.new")
+"""What packs, manifests and files are called until they are whole."""
+
+log = logging.getLogger(__name__)
+
+
 def _now() -> datetime:
     return datetime.now(UTC).replace(microsecond=0)
 
@@ -45,8 +55,14 @@ class Repository:
     The TUF library is imported by what signs, not by what only reads.
     """
 
-    def __init__(self, directory: Path, *, clock: Callable[[], datetime] = _now) -> None:
-        """Open a repository.
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        clock: Callable[[], datetime] = _now,
+        notice: Callable[[str], None] = log.info,
+    ) -> None:
+        """Open a repository; *notice* takes the lines that the publisher should see though nothing failed.
 
         Raises:
             RepositoryError: there is none.
@@ -54,6 +70,7 @@ class Repository:
         self.directory = directory
         self.public = directory / "public"
         self.private = directory / "private"
+        self.notice = notice
         self._clock = clock
         self._locked = False
         if not (self.public / "metadata" / "timestamp.json").is_file():
@@ -142,6 +159,30 @@ class Repository:
         _checked_seeders(catalog.seeders)
         return self._sign(_readable(catalog))
 
+    def check_keys(self) -> None:
+        """Check that the online keys are there and are the ones that nodes will believe.
+
+        Raises:
+            RepositoryError: one is missing, cannot be used, or is not this repository's.
+        """
+        self._keys(published.state(self.public))
+
+    def remove_litter(self) -> None:
+        """Remove the temporary files of commits and publications that were killed; needs the `lock`.
+
+        Raises:
+            RepositoryError: no lock is held, or they cannot be removed.
+        """
+        if not self._locked:
+            raise RepositoryError("litter is told from work only within the repository's lock")
+        try:
+            for name in PUBLIC_DIRECTORIES:
+                for path in (self.public / name).iterdir():
+                    if _TEMPORARY.fullmatch(path.name) and not path.is_dir():
+                        path.unlink()
+        except OSError as error:
+            raise RepositoryError(f"{error.filename}: {error.strerror}") from error
+
     def set_seeders(self, seeders: Sequence[str]) -> Catalog:
         """Commit the addresses ("HOST:PORT") that nodes shall ask.
 
@@ -164,24 +205,41 @@ class Repository:
             return self._sign(None)
 
     def _acquire(self, descriptor: int, deadline: float) -> None:
+        told = False
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError as error:
+                holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
                 if time.monotonic() >= deadline:
-                    holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
                     raise RepositoryError(
                         f"{self.directory} is in use by process {holder}: try again when it has finished"
                     ) from error
+            if not told:
+                self.notice(f"{self.directory}: waiting for process {holder}, which is publishing")
+                told = True
             time.sleep(LOCK_POLL_S)
+
+    def _keys(self, current: published.State) -> "Keys":
+        """Return the online keys, checked."""
+        from torrentfs.repository import trust  # noqa: PLC0415 - 80 ms and 15 MB that readers do without
+
+        metadata = self.public / "metadata"
+        roots = [int(path.name.partition(".")[0]) for path in metadata.glob("[1-9]*.root.json")]
+        try:
+            root = (metadata / f"{max(roots, default=1)}.root.json").read_bytes()
+            targets = (metadata / f"{current.targets_version}.targets.json").read_bytes()
+        except OSError as error:
+            raise RepositoryError(f"{error.filename}: {error.strerror}") from error
+        return trust.load_online(self.private, root, targets)
 
     def _sign(self, files: dict[str, bytes] | None) -> Catalog:
         """Commit the target files *files*, or the same ones again."""
-        from torrentfs.repository import trust  # noqa: PLC0415 - 80 ms and 15 MB that readers do without
+        from torrentfs.repository import trust  # noqa: PLC0415 - see `_keys`
 
-        keys = trust.load_online(self.private)
         current, now, metadata = published.state(self.public), self._clock(), self.public / "metadata"
+        keys = self._keys(current)
         if files is None and current.role_expires < (now + trust.ROLE_RENEWAL).timestamp():
             files = _readable(self.catalog())
         role = None
@@ -200,12 +258,12 @@ class Repository:
             durable.sync(self.public / "targets" / "catalog" / DEFAULT.role)
             durable.write({metadata / "timestamp.json": timestamp})
         except OSError as error:
-            raise RepositoryError(f"{self.public}: {error}") from error
+            raise RepositoryError(f"{error.filename or self.public}: {error.strerror}") from error
         return self.catalog()
 
 
 def _found(directory: Path, catalog: Catalog, now: datetime) -> None:
-    from torrentfs.repository import trust  # noqa: PLC0415 - see Repository._sign
+    from torrentfs.repository import trust  # noqa: PLC0415 - see `Repository._keys`
 
     public, private = directory / "public", directory / "private"
     durable.make_directory(private, 0o700)

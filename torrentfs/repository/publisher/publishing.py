@@ -53,6 +53,8 @@ def publish(
     check_path(path)
     _check_apart(repository, source)
     with repository.lock():
+        repository.check_keys()
+        repository.remove_litter()
         catalog = repository.catalog()
         _check_room(catalog, path)
         tree = open_source(source)
