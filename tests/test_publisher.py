@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+import sqlite3
 import subprocess
 import tempfile
 from pathlib import Path
@@ -14,7 +15,7 @@ from trees import assert_same, odd_tree, open_revision, write
 from torrentfs.errors import PublishError, RepositoryError, UsageError
 from torrentfs.repository import manifest_check
 from torrentfs.repository.metainfo import Kind, parse
-from torrentfs.repository.publisher import Progress, publish
+from torrentfs.repository.publisher import Progress, content_index, publish
 from torrentfs.repository.workshop import Repository
 
 FILE_LENGTH = 20_000
@@ -473,3 +474,77 @@ def test_what_killed_publications_left_is_removed_and_nothing_else(
     left = set(repository.public.rglob(".*"))
     assert left == {repository.public / "packs/.htaccess"}
     assert kept <= set(repository.public.rglob("*"))
+
+
+@pytest.mark.parametrize("fault", ["missing", "cut", "no metainfo"])
+def test_packs_that_are_not_there_are_packed_anew_and_named(
+    repository: Repository, tmp_path: Path, fault: str
+) -> None:
+    source = numbered_tree(tmp_path / "source", 20)
+    first = publish(repository, source, "tree")
+    (pack,), before = packs(repository), source.stat()
+    whole = pack.read_bytes()
+    write(source / "another", b"contents of the second pack")
+    publish(repository, source, "tree")
+    if fault == "missing":
+        pack.unlink()
+    elif fault == "cut":
+        os.truncate(pack, len(whole) - 1)
+    else:
+        pack.with_name(pack.name.replace(".tar.zst", ".torrent")).unlink()
+    said: list[str] = []
+    careful = Repository(repository.directory, notice=said.append)
+    (source / "another").unlink()
+    os.utime(source, ns=(0, before.st_mtime_ns))
+
+    again = publish(careful, source, "tree")
+
+    (line,) = said
+    assert str(pack) in line
+    assert "restore it" in line
+    assert again.bytes_packed == len(whole)
+    assert_same(current(repository, "tree"), source)
+    # All of it again makes the very same pack: the first revision is whole again too.
+    assert again.info_hash == first.info_hash
+    assert pack.read_bytes() == whole
+    publish(careful, source, "tree")
+    assert len(said) == 1
+
+
+def test_only_what_missing_packs_held_is_packed_anew(repository: Repository, tmp_path: Path) -> None:
+    source = numbered_tree(tmp_path / "source", 20)
+    publish(repository, source, "tree")
+    kept = packs(repository)
+    write(source / "another", random.Random(7).randbytes(FILE_LENGTH))
+    publish(repository, source, "tree")
+    (lost,) = set(packs(repository)) - set(kept)
+    lost.unlink()
+    said: list[str] = []
+
+    again = publish(Repository(repository.directory, notice=said.append), source, "tree")
+
+    assert FILE_LENGTH < again.bytes_packed < 2 * FILE_LENGTH
+    assert len(said) == 1
+    assert_same(current(repository, "tree"), source)
+
+
+def test_an_index_on_a_full_disk_is_one_error(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = numbered_tree(tmp_path / "source", 200)
+    publish(repository, source, "tree")
+    connect = content_index._connect
+
+    def full(path: Path) -> sqlite3.Connection:
+        """Open the index as on a disk with no page left."""
+        database = connect(path)
+        database.execute("PRAGMA max_page_count = 1")
+        return database
+
+    monkeypatch.setattr(content_index, "_connect", full)
+
+    with pytest.raises(RepositoryError, match=r"contents\.sqlite: database or disk is full"):
+        publish(repository, source, "tree too")
+
+    monkeypatch.undo()
+    assert publish(repository, source, "tree too").bytes_packed == 0

@@ -13,7 +13,7 @@ RESERVED: Final = ".revisions"
 """The first component under which every revision can be reached by its own name; no path lies there."""
 
 _REVISION: Final = re.compile("@[0-9]+$")
-"""What ends the name of a revision: with ``q@1/y`` and ``q``, ``.revisions/q@1/y@1`` would have two meanings."""
+"""What ends a revision's name: beside a path ``q``, ``q@1/y`` would make ``.revisions/q@1/y@1`` ambiguous."""
 
 _CONTROL: Final = re.compile("[\0-\x1f\x7f-\x9f]")
 """All of Unicode's category Cc."""

@@ -24,6 +24,7 @@ from torrentfs.repository.publisher.nodes import Content, Node, Reader, Source, 
 from torrentfs.repository.publisher.packer import Packer
 from torrentfs.repository.publisher.progress import Meter, Progress
 from torrentfs.repository.publisher.reuse import choose
+from torrentfs.repository.publisher.standing import Standing
 from torrentfs.repository.workshop import Repository
 
 PARTS = b".torrentfs-parts"
@@ -96,6 +97,7 @@ class Publication:
             for path, node in walk(self._source.root)
             if node.is_file and node.leader is None and node.size and index.has_size(node.size)
         ]
+        standing = Standing(self._repository.public, index.pack, self._repository.notice)
         places: dict[bytes, list[Place]] = {}
         sizes: dict[bytes, int] = {}
         for path, node in probed:
@@ -104,7 +106,7 @@ class Publication:
                 digest = self._hashed[id(node)] = self._digest(node, path)
             sizes[digest] = node.size
             if digest not in places:
-                places[digest] = index.places(digest)
+                places[digest] = [place for place in index.places(digest) if standing.has(place.packs)]
             if places[digest]:
                 # Half the way only for what is read once more, to be packed.
                 self._metered[id(node)] = node.size
