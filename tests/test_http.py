@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torrentfs.errors import ListenError
-from torrentfs.http import PublicFiles, application, serve
+from torrentfs.http import PublicFiles, application, bind, serve
 from torrentfs.http.ranges import Span, UnsatisfiableError, matches, parse_range
 from torrentfs.http.static import CHUNK_LENGTH
 
@@ -25,7 +25,7 @@ DEADLINE_S = 10
 async def client(root: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a server of *root*."""
     async with trio.open_nursery() as nursery:
-        host, port = await nursery.start(serve, application(PublicFiles(root)), "127.0.0.1:0")
+        host, port = await nursery.start(serve, application(PublicFiles(root)), bind("127.0.0.1:0"))
         async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=DEADLINE_S) as asking:
             yield asking
         nursery.cancel_scope.cancel()
@@ -207,7 +207,7 @@ async def test_client_that_hangs_up_is_noticed_and_others_are_served(root: Path)
         large.truncate(1 << 36)
     files = PublicFiles(root)
     async with trio.open_nursery() as nursery:
-        host, port = await nursery.start(serve, application(files), "127.0.0.1:0")
+        host, port = await nursery.start(serve, application(files), bind("127.0.0.1:0"))
         with trio.fail_after(DEADLINE_S):
             async with await trio.open_tcp_stream(host, port) as stream:
                 await stream.send_all(b"GET /packs/large HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -223,10 +223,10 @@ async def test_client_that_hangs_up_is_noticed_and_others_are_served(root: Path)
     assert files.bytes_sent < 1 << 34
 
 
-async def test_taken_port_is_refused(root: Path) -> None:
+def test_taken_port_is_refused(root: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
 
         with pytest.raises(ListenError, match="in use"):
-            await serve(application(PublicFiles(root)), f"127.0.0.1:{taken.getsockname()[1]}")
+            bind(f"127.0.0.1:{taken.getsockname()[1]}")

@@ -23,7 +23,7 @@ from torrentfs.daemon.lifetime import end_on_signal, first_error
 from torrentfs.daemon.mountpoint import resolve
 from torrentfs.daemon.upkeep import Upkeep, advertised
 from torrentfs.errors import RepositoryError, TorrentfsError
-from torrentfs.http import PublicFiles, application, serve
+from torrentfs.http import PublicFiles, application, bind, serve
 from torrentfs.node.swarm import Swarm
 from torrentfs.repository.catalog import Catalog
 from torrentfs.repository.metainfo import InfoHash, PieceIndex, TorrentRef
@@ -79,11 +79,13 @@ async def seed(
     origin = Origin(Repository(directory), settings)
     async with trio.open_nursery() as nursery:
         await nursery.start(origin.swarm.run)
+        # Both addresses are ours before the catalog names one: what is signed cannot be taken back.
+        web = bind(settings.http) if settings.http else None
         await origin.commit_due()
         await origin.look()
-        if settings.http:
+        if web is not None:
             # Last: who sees the web site finds the seeder complete.
-            origin.http = await nursery.start(serve, application(origin.files), settings.http)
+            origin.http = await nursery.start(serve, application(origin.files), web)
         task_status.started(origin)
         nursery.start_soon(origin.keep_committed)
         await origin.keep_looking()

@@ -1,6 +1,7 @@
 """This module runs a web site on hypercorn, in trio. What the site answers is the application's."""
 
 import logging
+import socket
 from urllib.parse import urlsplit
 
 import trio
@@ -8,7 +9,7 @@ from hypercorn.config import Config
 from hypercorn.trio import serve as hypercorn_serve
 from starlette.types import ASGIApp
 
-from torrentfs.config import parse_address
+from torrentfs.config import format_address, parse_address
 from torrentfs.errors import ListenError
 
 log = logging.getLogger(__name__)
@@ -23,17 +24,37 @@ END_DEADLINE_S = 1.0
 """How long answers under way may go on once the server is told to end."""
 
 
-async def serve(
-    application: ASGIApp, listen: str, *, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """Serve *application* at *listen* ("HOST:PORT") until cancelled; started with the real address.
+def bind(listen: str) -> socket.socket:
+    """Return a socket for `serve` at *listen* ("HOST:PORT"): clients are refused until that.
 
     Raises: ListenError, UsageError.
     """
-    parse_address(listen)
+    host, port = parse_address(listen)
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise ListenError(f"cannot listen on {listen}: {error.strerror}") from None
+    return bound
+
+
+async def serve(
+    application: ASGIApp,
+    bound: socket.socket,
+    *,
+    task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve *application* at *bound*, which it closes, until cancelled; started with the real address.
+
+    Raises: ListenError.
+    """
+    listen = format_address(*bound.getsockname()[:2])
     try:
         async with trio.open_nursery() as nursery:
-            binds: list[str] = await nursery.start(_run, application, listen)
+            binds: list[str] = await nursery.start(_run, application, f"fd://{bound.detach()}")
             url = urlsplit(binds[0])
             task_status.started((url.hostname or "", url.port or 0))
     except* OSError as group:
