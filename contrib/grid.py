@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -54,12 +55,23 @@ def ended_by_signals() -> Iterator[None]:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Hold signals off while cleaning up: a second Ctrl-C must not leave a mount behind."""
-    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    if threading.current_thread() is not threading.main_thread():
+        # Handlers run in the main thread only, and disturb that one.
+        yield
+        return
+    came: list[int] = []
+    # Not a signal mask: that is one thread's; any other takes the signal then, for the handler to run here.
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in dict.fromkeys(came):
+            signal.raise_signal(late)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,23 @@ def test_a_signal_waits_until_cleaning_up_is_done() -> None:
     with pytest.raises(SystemExit), ended_by_signals(), undisturbed():
         os.kill(os.getpid(), signal.SIGTERM)
         cleaned = True
+
+    assert cleaned
+
+
+def test_a_signal_that_another_thread_takes_waits_too() -> None:
+    cleaned = False
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        with pytest.raises(SystemExit), ended_by_signals(), undisturbed():
+            signal.pthread_kill(other.ident or 0, signal.SIGTERM)
+            time.sleep(0.1)
+            cleaned = True
+    finally:
+        done.set()
+        other.join()
 
     assert cleaned
 
