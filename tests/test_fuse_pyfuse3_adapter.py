@@ -1,6 +1,8 @@
 """This module tests what pyfuse3 gets from our handlers: anything but a FUSEError would end the mount."""
 
 import errno
+import logging
+import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from local_content import MemoryLedger
 from torrentfs.config import MountSettings
 from torrentfs.errors import CacheError
 from torrentfs.fuse.filesystem import Filesystem
-from torrentfs.fuse.pyfuse3_adapter import Session, _forget, _Operations
+from torrentfs.fuse.pyfuse3_adapter import Session, _forget, _is_worth_a_line, _Operations
 from torrentfs.repository.metainfo import InfoHash, Kind, NotCached, TorrentRef
 from torrentfs.tree import ROOT, Attributes, Changes, Inode, Tree
 
@@ -63,6 +65,20 @@ CALLS: dict[str, Callable[[_Operations], Awaitable[object]]] = {
     "getxattr": lambda made: made.getxattr(INODE, b"user.name", None),
     "listxattr": lambda made: made.listxattr(INODE, None),
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "worth"),
+    [
+        ("fuse_read(): fuse_reply_* failed with %s", errno.ENOENT, False),
+        ("fuse_read(): fuse_reply_* failed with %s", errno.EINVAL, True),
+        ("fuse_setattr(): clock_gettime(CLOCK_REALTIME) failed with %s", errno.ENOENT, True),
+    ],
+)
+def test_an_answer_that_nobody_waits_for_is_no_line_in_the_log(text: str, code: int, worth: bool) -> None:
+    record = logging.LogRecord("pyfuse3", logging.ERROR, "", 0, text, (os.strerror(code),), None)
+
+    assert _is_worth_a_line(record) is worth
 
 
 @pytest.mark.warns("ordinal 5 .* failed: cannot read")

@@ -44,6 +44,18 @@ def test_pauses_grow_to_a_limit_and_end_with_a_success() -> None:
     assert mirror.reason(ONE) == ""
 
 
+def test_the_same_failure_again_is_no_news_until_a_success() -> None:
+    mirror = idle(Clock())
+    assert mirror.is_news(MirrorError("down"), ONE)
+
+    mirror.failed(MirrorError("down"), ONE, 0.0)
+
+    assert not mirror.is_news(MirrorError("down"), ONE)
+    assert mirror.is_news(MirrorError("slow"), ONE)
+    mirror.succeeded(ONE)
+    assert mirror.is_news(MirrorError("down"), ONE)
+
+
 def test_failures_side_by_side_count_once() -> None:
     clock = Clock()
     mirror = idle(clock)

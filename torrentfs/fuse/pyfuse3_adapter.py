@@ -48,6 +48,11 @@ class Session:
         self._device = ""
         self._one_at_a_time = trio.CapacityLimiter(1)
 
+    @property
+    def device(self) -> str:
+        """The mount's major:minor; empty if it was not found."""
+        return self._device
+
     async def forget(self, changes: Changes) -> None:
         """Make the kernel forget what changed; never called by a handler, for which it might have to wait."""
         with trio.move_on_after(FORGET_DEADLINE_S) as scope:
@@ -66,6 +71,7 @@ class Session:
         loop = Loop(self._settings.spin_us)
         operations = _Operations(self._filesystem)
         loop.install()
+        logging.getLogger("pyfuse3").addFilter(_is_worth_a_line)
         try:
             self._mount(operations)
             try:
@@ -278,6 +284,17 @@ class _Operations(pyfuse3.Operations):
         entry.attr_timeout = FIXED_TIMEOUT_S if found.fixed else UPPER_TIMEOUT_S
         entry.entry_timeout = FIXED_TIMEOUT_S if found.fixed_name else UPPER_TIMEOUT_S
         return entry
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Tell whether a line of pyfuse3's matters: not that a reader was killed before its answer came.
+
+    The kernel says ENOENT to an answer that nobody waits for any more (fuse(4)).
+    """
+    return not (
+        str(record.msg).endswith("fuse_reply_* failed with %s")
+        and record.args == (os.strerror(errno.ENOENT),)
+    )
 
 
 def _absent(timeout_s: float) -> EntryAttributes:

@@ -34,7 +34,9 @@ class Carrier:
                 await self._carry(torrent, request, delivered)
                 mirror.succeeded(info_hash)
         except MirrorError as error:
-            _LOG.info("mirror %s put aside: %s", mirror.base, error)
+            # Once a reason, not once a retry: an outage may last a day.
+            if mirror.is_news(error, info_hash):
+                _LOG.info("mirror %s put aside: %s", mirror.base, error)
             mirror.failed(error, info_hash, asked_at)
         except Exception as error:  # our bug, or a library's, ends this request, not the node
             _LOG.exception("a request to %s failed", mirror.base)

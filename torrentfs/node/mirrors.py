@@ -88,6 +88,11 @@ class Mirror:
             (f"{self.base}: {pause.reason}" for pause in self._pauses_of(info_hash) if pause.reason), ""
         )
 
+    def is_news(self, error: MirrorError, info_hash: InfoHash) -> bool:
+        """Tell whether *error* is another than it is put aside for already."""
+        pause = self._pauses.get(info_hash if error.absent else None)
+        return pause is None or pause.reason != str(error)
+
     def failed(self, error: MirrorError, info_hash: InfoHash, asked_at: float) -> None:
         """Put the mirror aside, for one torrent if it just lacks that. Of requests side by side,
         one failure counts.
