@@ -209,6 +209,39 @@ def test_a_wrong_option_of_mount_is_named(
     assert_one_line(torrentfs("mount", tmp_path / "alice", *given), 2, words)
 
 
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('peers = ["good:1", "nonsense"]', "peers[1]: 'nonsense'"),
+        ('mirrors = ["ftp://x"]', "mirrors[0]: 'ftp://x'"),
+        ('repository = "nonsense"', "repository: 'nonsense'"),
+        ('node.swarm.listen = "nonsense"', "node.swarm.listen: 'nonsense'"),
+    ],
+)
+def test_a_wrong_address_in_a_mounts_file_is_named_with_file_and_key(
+    torrentfs, tmp_path: Path, line: str, key: str
+) -> None:
+    (tmp_path / "etc").mkdir()
+    file = tmp_path / "etc" / "alice.toml"
+    file.write_text(line)
+
+    assert_one_line(torrentfs("mount", tmp_path / "alice"), 2, f"{file}: {key}")
+
+
+def test_a_file_that_names_another_mountpoint_is_said_to(torrentfs, tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "alice.toml").write_text('mountpoint = "/opt/alice"')
+
+    outcome = torrentfs("mount", tmp_path / "alice")
+
+    assert_one_line(outcome, 2, "etc/alice.toml names another mountpoint, /opt/alice")
+    assert "write " not in outcome.err
+
+
+def test_a_change_of_a_mount_by_mount_8_is_refused_in_words(torrentfs) -> None:
+    assert_one_line(torrentfs("zz", "/opt/alice", "-o", "rw,remount"), 2, "cannot be changed", "umount it")
+
+
 def test_a_missing_trust_file_is_one_line(torrentfs, tmp_path: Path) -> None:
     outcome = torrentfs("mount", tmp_path, "--repository", "file:///x", "--trust", tmp_path / "root.json")
 

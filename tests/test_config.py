@@ -34,6 +34,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"mount": {"requests_max": 0}}, "mount.requests_max: expected int >= 1"),
         ({"mount": {"read_deadline_s": 0}}, "mount.read_deadline_s"),
         ({"peers": [1]}, "peers[0]"),
+        ({"mount": {"foo": 1}}, "mount.foo: there is no such setting; did you mean mount."),
+        ({"mount": {"source": "foo bar"}}, "mount.source: spaces, commas and backslashes cannot be in it"),
         ({"node": 3}, "node: expected object"),
     ],
 )

@@ -9,6 +9,7 @@ import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +20,9 @@ CONFIG_DIRECTORY = Path("/etc/torrentfs")
 CONFIG_LENGTH_MAX = 1024 * 1024
 CONFIG_FILES_MAX = 1000
 """How many files of the directory are looked through for a mountpoint."""
+
+CLOSE_NAMES_MAX = 3
+"""How many names are offered for one that is like none."""
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -158,13 +162,25 @@ def _explain(message: str, kind: type[msgspec.Struct]) -> str:
     key = where.rstrip("`").removeprefix("$").removeprefix(".")
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what)
     if unknown is None:
+        if what.startswith("Expected `str` matching regex"):
+            what = "Spaces, commas and backslashes cannot be in it, nor more than 255 characters"
         return f"{key or 'the file'}: {what[:1].lower()}{what[1:].replace('`', '')}"
     name = f"{key}.{unknown[1]}" if key else unknown[1]
-    known = setting_names(kind)
-    close = (
-        difflib.get_close_matches(name, known, 1) or [n for n in known if n.endswith(f".{unknown[1]}")][:1]
-    )
-    return f"{name}: there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
+    close = _close_names(name, setting_names(kind))
+    return f"{name}: there is no such setting" + (f"; did you mean {' or '.join(close)}?" if close else "")
+
+
+def _close_names(name: str, known: list[str]) -> list[str]:
+    """Return the settings of *known* that the unknown *name* may stand for.
+
+    The one whose last part is close, whatever its group; else some of the group that was named.
+    """
+    group, _, last = name.rpartition(".")
+    lasts = {one.rpartition(".")[2]: one for one in known}
+    if close := difflib.get_close_matches(last, lasts, 1):
+        return [lasts[close[0]]]
+    beside = [one.rpartition(".")[2] for one in known if group and one.rpartition(".")[0] == group]
+    return [f"{group}.{one}" for one in difflib.get_close_matches(last, beside, CLOSE_NAMES_MAX, cutoff=0.0)]
 
 
 def setting_names(kind: type[msgspec.Struct], prefix: str = "") -> list[str]:
@@ -196,6 +212,35 @@ def load(file: Path, kind: type[Settings]) -> Settings:
     return convert(values, kind, str(file))
 
 
+def check_names(configuration: MountConfiguration, source: str) -> None:
+    """Check the URLs and addresses in *configuration*.
+
+    Raises: UsageError: names *source* and the key.
+    """
+    mirrors = {f"mirrors[{index}]": url for index, url in enumerate(configuration.mirrors)}
+    for key, url in {"repository": configuration.repository, **mirrors}.items():
+        if not is_url(url) and (url or key != "repository"):
+            raise UsageError(
+                f"{source}: {key}: {url!a} is not a repository's URL: write http://…, https://… or file:///…"
+            )
+    peers = {f"peers[{index}]": peer for index, peer in enumerate(configuration.peers)}
+    for key, address in {"node.swarm.listen": configuration.node.swarm.listen, **peers}.items():
+        try:
+            parse_address(address)
+        except UsageError as error:
+            raise UsageError(f"{source}: {key}: {error}") from None
+
+
+def is_url(text: str) -> bool:
+    """Tell whether *text* is a URL that a repository's `public/` may have."""
+    try:
+        parts = urlsplit(text)
+        web = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port out of range, half an IPv6 address
+        return False
+    return text.isprintable() and (web or (parts.scheme == "file" and parts.netloc in ("", "localhost")))
+
+
 def config_directory() -> Path:
     """Return where a mount's settings are looked for: /etc/torrentfs, or $TORRENTFS_CONFIG_DIR."""
     return Path(os.environ.get("TORRENTFS_CONFIG_DIR") or CONFIG_DIRECTORY)
@@ -214,6 +259,18 @@ def find_mount_file(mountpoint: Path) -> Path | None:
         if load(file, MountConfiguration).mountpoint == str(mountpoint):
             return file
     return None
+
+
+def rejected_file(mountpoint: Path) -> tuple[Path, str] | None:
+    """Return the file that has *mountpoint*'s last name and yet names another mountpoint, and which.
+
+    Raises: UsageError: it is wrong.
+    """
+    named = config_directory() / f"{mountpoint.name}.toml"
+    if not named.is_file():
+        return None
+    other = load(named, MountConfiguration).mountpoint
+    return (named, other) if other not in ("", str(mountpoint)) else None
 
 
 def load_mount(file: Path) -> MountConfiguration:

@@ -29,6 +29,11 @@ COMMANDS = {
 }
 """Name to module and one line of help, in the order in which `--help` shows them."""
 
+REMOUNT = (
+    "a mount is read-only and cannot be changed or mounted by type fuse.torrentfs: "
+    "umount it, then mount it anew with `torrentfs mount` or `mount -t torrentfs`"
+)
+
 EPILOG = """\
 \b
 A first repository, from nothing to a mounted tree:
@@ -73,6 +78,9 @@ def torrentfs() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command in *arguments* and return its exit code."""
+    if _is_from_mount_fuse(arguments):
+        print(f"torrentfs: {REMOUNT}", file=sys.stderr)
+        return USED_WRONGLY
     try:
         outcome = torrentfs.main(list(arguments), prog_name="torrentfs", standalone_mode=False)
         sys.stdout.flush()
@@ -89,6 +97,14 @@ def run(arguments: Sequence[str]) -> int:
         # One line, whatever a name or a library's message holds.
         print(" ".join(line.split()), file=sys.stderr)
         return code
+
+
+def _is_from_mount_fuse(arguments: Sequence[str]) -> bool:
+    """Tell whether mount(8) calls by way of mount.fuse: SOURCE MOUNTPOINT -o OPTIONS, no command of ours.
+
+    It does so when it is told to change a mount, whose type is fuse.torrentfs to the kernel.
+    """
+    return len(arguments) >= 4 and arguments[0] not in COMMANDS and arguments[2] == "-o"
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

@@ -4,17 +4,17 @@ import os
 import stat
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 
 from torrentfs.config import (
     MountConfiguration,
+    check_names,
     config_directory,
     convert,
     find_mount_file,
     load_mount,
-    parse_address,
+    rejected_file,
 )
 from torrentfs.daemon.mountpoint import resolve
 from torrentfs.errors import MountError, TrustError, UsageError
@@ -33,17 +33,30 @@ def complete(mountpoint: Path, file: Path | None, values: dict[str, Any]) -> Mou
     if file is None and "repository" not in values:
         file = find_mount_file(place)
     base = load_mount(file) if file else MountConfiguration()
+    if file:
+        # By itself: what is wrong is to be named where it was written.
+        check_names(base, str(file))
     joined = _merge(msgspec.to_builtins(base), values)
     joined["mountpoint"] = str(place)
     configuration = convert(joined, MountConfiguration, "command line")
+    check_names(configuration, "command line")
     if not configuration.repository or not configuration.trust:
-        raise UsageError(
-            f"{mountpoint}: give --repository and --trust, or write {config_directory()}/{place.name}.toml"
-        )
+        raise UsageError(f"{mountpoint}: {_what_is_missing(place, file)}")
     if not configuration.cache:
         configuration = msgspec.structs.replace(configuration, cache=str(default_cache(place)))
     _check(configuration)
     return configuration
+
+
+def _what_is_missing(place: Path, file: Path | None) -> str:
+    """Return what to do when repository or trust of a mount at *place* is not known."""
+    if file:
+        return f"{file} must say repository and trust, or give --repository and --trust"
+    rejected = rejected_file(place)
+    if rejected:
+        named, other = rejected
+        return f"{named} names another mountpoint, {other}; correct that, or give --config {named}"
+    return f"give --repository and --trust, or write {config_directory()}/{place.name}.toml"
 
 
 def default_cache(mountpoint: Path) -> Path:
@@ -76,11 +89,6 @@ def _check(configuration: MountConfiguration) -> None:
         msgspec.json.encode(configuration)
     except UnicodeEncodeError as error:
         raise UsageError(f"{error.object!a}: names in settings must be UTF-8") from None
-    for url in (configuration.repository, *configuration.mirrors):
-        if not _is_url(url):
-            raise UsageError(f"{url!a} is not a repository's URL: write http://…, https://… or file:///…")
-    for address in (configuration.node.swarm.listen, *configuration.peers):
-        parse_address(address)
     trust = Path(configuration.trust)
     try:
         length = trust.stat().st_size
@@ -90,15 +98,6 @@ def _check(configuration: MountConfiguration) -> None:
         ) from None
     if not trust.is_file() or not 0 < length <= TRUST_LENGTH_MAX:
         raise TrustError(f"{trust} is not a repository's root.json")
-
-
-def _is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        web = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port out of range, half an IPv6 address
-        return False
-    return text.isprintable() and (web or (parts.scheme == "file" and parts.netloc in ("", "localhost")))
 
 
 def check_mountpoint(mountpoint: Path) -> None:
