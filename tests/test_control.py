@@ -1,5 +1,6 @@
 """The control socket: the claim on a mountpoint, questions and answers, and hostile or slow askers."""
 
+import fcntl
 import json
 import os
 import socket
@@ -172,6 +173,17 @@ def test_a_mountpoint_has_one_daemon() -> None:
         control.claim(PLACE),
     ):
         pass
+
+
+def test_a_claim_does_not_wait_for_ever(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "CLAIM_DEADLINE_S", 0.1)
+    directory = os.open(runtime_directory(), os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(ControlError, match="locked by another process"), control.claim(PLACE):
+            pass
+    finally:
+        os.close(directory)
 
 
 def test_a_killed_daemons_socket_is_taken_over() -> None:

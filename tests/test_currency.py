@@ -117,7 +117,9 @@ async def test_a_start_without_the_repository_takes_the_last_known_one(
     known = await Currency(origin, SETTINGS).first()
     repository.public.rename(tmp_path / "away")
 
-    assert await Currency(origin, SETTINGS).first() == known
+    currency = Currency(origin, SETTINGS)
+    assert await currency.first() == known
+    assert currency.doubt.startswith(f"starting with the last known catalog, version {known.version}: ")
 
 
 @pytest.mark.warns("the catalog stays at version 1")

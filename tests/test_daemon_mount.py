@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from torrentfs.daemon.mountpoint import is_mounted, resolve, unmount
+from torrentfs.daemon import ending
+from torrentfs.daemon.mountpoint import is_mounted, mounts, resolve, unmount
 from torrentfs.errors import MountError
 from torrentfs.repository.publisher import publish
 from torrentfs.repository.workshop import Repository
@@ -83,7 +84,7 @@ class Site:
     def assert_nothing_left(self) -> None:
         """Check that neither mount nor process nor socket remains."""
         assert not is_mounted(self.mountpoint)
-        assert list((self.directory / "run").glob("*.sock")) == []
+        assert list((self.directory / "run").glob("*")) == []
         assert not any(_is_ours(pid) for pid in self.pids)
 
     def break_up(self) -> None:
@@ -165,7 +166,7 @@ def test_a_mount_shows_in_list_and_stats_of_all_mounts(site: Site) -> None:
     assert "TEST/v1" in text
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "umount(8)"])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "SIGQUIT", "umount(8)"])
 def test_a_daemon_ends_cleanly_by(site: Site, how: str) -> None:
     daemon = subprocess.Popen(
         [
@@ -186,8 +187,8 @@ def test_a_daemon_ends_cleanly_by(site: Site, how: str) -> None:
         time.sleep(0.01)
     assert (site.mountpoint / "TEST/v1/data").read_bytes() == CONTENT
 
-    if how == "SIGTERM":
-        daemon.terminate()
+    if how in signal.Signals.__members__:
+        daemon.send_signal(signal.Signals[how])
     else:
         subprocess.run(["umount", site.mountpoint], timeout=DEADLINE_S, check=True)
 
@@ -262,6 +263,119 @@ def test_a_mount_in_use_is_not_ended(site: Site) -> None:
     site.assert_nothing_left()
 
 
+@pytest.fixture
+def container(site: Site) -> Iterator[Callable[[], "subprocess.Popen[bytes]"]]:
+    """Start a process with a mount namespace of its own, and end it."""
+    with ExitStack() as stack:
+
+        def start() -> "subprocess.Popen[bytes]":
+            process = stack.enter_context(subprocess.Popen(["unshare", "-m", "sleep", str(DEADLINE_S)]))
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            here = Path("/proc/self/ns/mnt").readlink()
+            while Path(f"/proc/{process.pid}/ns/mnt").readlink() == here or not _is_run_as("sleep", process):
+                time.sleep(0.01)
+            return process
+
+        yield start
+
+
+def _is_run_as(name: str, process: "subprocess.Popen[bytes]") -> bool:
+    return Path(f"/proc/{process.pid}/comm").read_text().strip() == name
+
+
+Container = Callable[[], "subprocess.Popen[bytes]"]
+
+
+def test_a_container_that_holds_a_mount_is_named_by_every_command(site: Site, container: Container) -> None:
+    site.mount()
+    inside = container()
+    words = f"is held by sleep ({inside.pid}) in a mount namespace of its own; torrentfs umount --force"
+
+    refused = [
+        command("umount", site.mountpoint, check=False),
+        command("umount", site.mountpoint, check=False),
+        site.mount(check=False),
+    ]
+
+    assert [done.returncode for done in refused] == [1, 1, 1]
+    assert len({done.stderr for done in refused}) == 1
+    assert refused[0].stderr.count("\n") == 1
+    assert words in refused[0].stderr
+    assert not is_mounted(site.mountpoint)
+    assert site.stats()["mounted"] is False
+    assert f"unmounted here, held by sleep ({inside.pid})" in command("stats").stdout
+    data = Path(f"/proc/{inside.pid}/root{site.mountpoint}/TEST/v1/data")
+    assert data.read_bytes() == CONTENT
+
+
+def test_force_ends_what_a_container_holds(site: Site, container: Container) -> None:
+    site.mount()
+    container()
+    command("umount", site.mountpoint, check=False)
+
+    command("umount", "--force", site.mountpoint)
+
+    site.assert_nothing_left()
+    site.mount()
+    assert (site.mountpoint / "TEST/v1/data").read_bytes() == CONTENT
+
+
+def test_a_daemon_ends_with_the_container_that_held_it(site: Site, container: Container) -> None:
+    site.mount()
+    inside = container()
+    command("umount", site.mountpoint, check=False)
+
+    inside.kill()
+    inside.wait()
+
+    site.wait_for_end()
+    site.assert_nothing_left()
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_force_ends_a_bind_mount_too(site: Site, monkeypatch: pytest.MonkeyPatch, hangs: bool) -> None:
+    monkeypatch.setattr(ending, "FORCE_DEADLINE_S", 2.0)
+    site.mount()
+    bind = site.directory / "bind"
+    bind.mkdir()
+    subprocess.run(["mount", "--bind", site.mountpoint, bind], timeout=DEADLINE_S, check=True)
+    try:
+        refused = command("umount", site.mountpoint, check=False)
+        assert f"is held by the mount at {bind}; " in refused.stderr
+        if hangs:
+            os.kill(site.pids[0], signal.SIGSTOP)
+            assert command("umount", site.mountpoint, check=False).stderr == refused.stderr
+
+        ending.end(site.mountpoint, force=True)
+
+        assert not any(record.mountpoint == str(bind) for record in mounts())
+        assert not is_mounted(site.mountpoint)
+        assert not any(_is_ours(pid) for pid in site.pids)
+    finally:
+        subprocess.run(["umount", "-l", bind], capture_output=True, timeout=DEADLINE_S, check=False)
+
+
+def test_a_mount_in_use_ends_by_force(site: Site) -> None:
+    site.mount()
+
+    with (site.mountpoint / "TEST/v1/data").open("rb") as held:
+        command("umount", "--force", site.mountpoint)
+
+        site.assert_nothing_left()
+        with pytest.raises(OSError, match=r"not connected|aborted"):
+            os.pread(held.fileno(), 1, 900_000)
+
+
+def test_a_background_daemon_lives_on_after_sighup(site: Site) -> None:
+    site.mount()
+
+    os.kill(site.pids[0], signal.SIGHUP)
+
+    assert (site.mountpoint / "TEST/v1/data").read_bytes() == CONTENT
+    assert site.stats()["pid"] == site.pids[0]
+
+
 def test_refresh_shows_a_new_revision_at_once(site: Site) -> None:
     site.mount()
     assert (site.mountpoint / "TEST/v1/data").read_bytes() == CONTENT
@@ -285,8 +399,10 @@ def test_without_the_repository_the_last_known_catalog_serves(site: Site) -> Non
     trust.write_bytes((site.repository.public / "root.json").read_bytes())
     site.repository.public.rename(site.directory / "away")
 
-    site.mount("--trust", trust)
+    done = site.mount("--trust", trust)
 
+    assert done.stderr.startswith("torrentfs: starting with the last known catalog, version 2: ")
+    assert done.stderr.count("\n") == 1
     assert (site.mountpoint / "TEST/v1/data").read_bytes() == CONTENT
 
 
@@ -375,3 +491,20 @@ def test_the_helper_of_mount_8_names_an_unknown_option(site: Site) -> None:
 
     assert done.returncode == 1
     assert done.stderr == "mount.torrentfs: unknown option dance\n"
+
+
+def test_the_helper_of_mount_8_says_where_torrentfs_belongs(site: Site) -> None:
+    helper = Path(__file__).parent.parent / "mount-helpers/mount.torrentfs"
+
+    done = subprocess.run(
+        [helper, "alice", site.mountpoint],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "TORRENTFS": "torrentfs-that-is-not-there"},
+    )
+
+    assert done.returncode == 1
+    assert 'ln -s "$PWD/.venv/bin/torrentfs" /usr/local/bin/torrentfs' in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -261,6 +261,19 @@ async def test_taken_web_port_is_refused(repository: Repository) -> None:
             await seed(repository.directory, settings)
 
 
+async def test_an_origin_that_cannot_start_puts_no_address_into_the_catalog(repository: Repository) -> None:
+    before = repository.catalog()
+    async with seeding(repository) as origin:
+        assert origin.http is not None
+        settings = msgspec.structs.replace(
+            SETTINGS, http=format_address(*origin.http), advertise="origin.example.org:6881"
+        )
+        with pytest.RaisesGroup(ListenError, flatten_subgroups=True):
+            await seed(repository.directory, settings)
+
+    assert repository.catalog() == before
+
+
 @pytest.fixture
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Control sockets of the test's own."""
@@ -307,7 +320,7 @@ def test_origin_answers_stats_and_is_the_only_one(
 
 
 @pytest.mark.usefixtures("runtime")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_signal_ends_it_cleanly(repository: Repository, number: signal.Signals) -> None:
     publish_bytes(repository, "data/a")
     program = (

@@ -49,12 +49,14 @@ def command(
     if not foreground:
         from torrentfs.daemon.background import start  # noqa: PLC0415
 
-        start(configuration)
+        if notice := start(configuration):
+            click.echo(f"torrentfs: {' '.join(notice.split())}", err=True)
         return None
     from torrentfs.daemon.mount import run  # noqa: PLC0415
     from torrentfs.daemon.notify import notify_ready  # noqa: PLC0415
 
-    run(configuration, notify_ready, foreground=True)
+    # What else there is to say is in the log, which goes to standard error.
+    run(configuration, lambda _: notify_ready(), foreground=True)
     return None
 
 

@@ -86,6 +86,7 @@ def _mount(record: dict[str, Any]) -> str:
     count, catalog, reads = record["bytes"], record["catalog"], record["reads"]
     lines = [
         f"{record['mountpoint']}: {record['repository']} from {record['url']}, process {record['pid']}",
+        *_held(record),
         f"  catalog  version {catalog['version']}, confirmed {duration(catalog['age_s'])} ago",
         f"  bytes    {size(count['from_peers'])} from peers, {size(count['from_mirrors'])} from mirrors, "
         f"{size(count['uploaded'])} uploaded, {size(count['cached'])} in the cache, "
@@ -100,6 +101,15 @@ def _mount(record: dict[str, Any]) -> str:
         heads = ("PATH", "REVISION", "SIZE", "CACHED", "", "PEERS", "INFO-HASH")
         lines += [f"  {line}" for line in table(heads, rows, right=(1, 2, 3, 4, 5)).split("\n")]
     return "\n".join(lines)
+
+
+def _held(record: dict[str, Any]) -> list[str]:
+    """Return why a daemon is there whose mount is not."""
+    # A daemon of an earlier version does not say.
+    if record.get("mounted", True):
+        return []
+    held_by = record["held_by"]
+    return [f"  mount    unmounted here, {'held by ' + ', '.join(held_by) if held_by else 'ending'}"]
 
 
 def _row(package: dict[str, Any]) -> tuple[str, ...]:

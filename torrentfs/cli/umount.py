@@ -5,13 +5,17 @@ from pathlib import Path
 import click
 
 
-@click.command(epilog="\b\nExample:\n  torrentfs umount /opt/alice")
+@click.command(epilog="\b\nExamples:\n  torrentfs umount /opt/alice\n  torrentfs umount --force /opt/alice")
 @click.argument("mountpoint", type=click.Path(path_type=Path))
-def command(mountpoint: Path) -> None:
+@click.option("--force", is_flag=True, help="End it although it is used or held; jobs there get errors.")
+def command(mountpoint: Path, force: bool) -> None:
     """End the mount at MOUNTPOINT; return when its daemon has gone.
 
     While a job uses the mount nothing is changed. A mount whose daemon was killed is taken away.
+
+    A container that began while the tree was mounted, and a bind mount, hold it: then it is unmounted here,
+    the daemon serves them on, and who they are is said (exit code 1). It ends when they do, or by --force.
     """
     from torrentfs.daemon.ending import end  # noqa: PLC0415
 
-    end(mountpoint)
+    end(mountpoint, force=force)

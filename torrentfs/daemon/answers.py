@@ -1,9 +1,12 @@
 """This module is what a mount's daemon answers to admins: it gathers the figures of its parts."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from torrentfs.daemon import report
+import trio
+
+from torrentfs.daemon import holders, report
 from torrentfs.daemon.currency import Currency, Show
 from torrentfs.errors import FormatError
 from torrentfs.fuse.filesystem import Filesystem
@@ -25,14 +28,21 @@ class Answers:
         filesystem: Filesystem,
         currency: Currency,
         show: Show,
+        mountpoint: Path,
+        device: str,
     ) -> None:
-        """Answer from these parts; *show* makes a newer catalog visible."""
+        """Answer from these parts; *show* makes a newer catalog visible.
+
+        *device* is the mount's major:minor; empty if it is not known.
+        """
         self._identity = identity
         self._node = node
         self._view = view
         self._filesystem = filesystem
         self._currency = currency
         self._show = show
+        self._mountpoint = mountpoint
+        self._device = device
         self._packs: dict[Ordinal, Sequence[TorrentRef]] = {}
 
     def words(self) -> dict[str, Callable[[], Awaitable[Any]]]:
@@ -77,7 +87,10 @@ class Answers:
             report.package(version, torrents, self._packs_of(version, torrents))
             for _, version in sorted(catalog.versions.items())
         ]
-        return report.stats(self._identity, catalog, self._currency.age_s, figures, packages)
+        # A thread: with many processes /proc takes long to read.
+        held = await trio.to_thread.run_sync(holders.hold, self._mountpoint, self._device)
+        identity = {**self._identity, "mounted": held.mounted, "held_by": held.held_by}
+        return report.stats(identity, catalog, self._currency.age_s, figures, packages)
 
     def _packs_of(
         self, version: Version, torrents: Mapping[InfoHash, report.Torrent]

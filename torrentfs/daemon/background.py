@@ -29,8 +29,10 @@ GRACE_S = 10.0
 """How long a daemon that was told to end may take."""
 
 
-def start(configuration: MountConfiguration) -> int:
-    """Start the daemon for *configuration* (complete, paths absolute); return its pid once the tree answers.
+def start(configuration: MountConfiguration) -> str:
+    """Start the daemon for *configuration* (complete, paths absolute); return once the tree answers.
+
+    What is returned is what the admin should know although it succeeded, usually nothing.
 
     Raises: MountError, UsageError: with the daemon's own reason; nothing is left behind.
     """
@@ -39,12 +41,12 @@ def start(configuration: MountConfiguration) -> int:
     with tempfile.TemporaryFile() as stderr:
         child = _spawn(configuration, stderr)
         try:
-            _await_word(child, deadline, stderr)
+            notice = _await_word(child, deadline, stderr)
             _await_tree(Path(configuration.mountpoint), deadline)
         except BaseException:
             _end(child, Path(configuration.mountpoint))
             raise
-    return child.pid
+    return notice
 
 
 def _spawn(configuration: MountConfiguration, stderr: IO[bytes]) -> "subprocess.Popen[bytes]":
@@ -60,8 +62,8 @@ def _spawn(configuration: MountConfiguration, stderr: IO[bytes]) -> "subprocess.
     return child
 
 
-def _await_word(child: "subprocess.Popen[bytes]", deadline: float, stderr: IO[bytes]) -> None:
-    """Return when *child* says that it is ready.
+def _await_word(child: "subprocess.Popen[bytes]", deadline: float, stderr: IO[bytes]) -> str:
+    """Return what *child* has to say when it is ready.
 
     Raises: MountError, UsageError.
     """
@@ -80,6 +82,7 @@ def _await_word(child: "subprocess.Popen[bytes]", deadline: float, stderr: IO[by
     word = json.loads(line)
     if not word["ready"]:
         raise (UsageError if word["used_wrongly"] else MountError)(word["error"])
+    return str(word["notice"])
 
 
 def _last_line(stderr: IO[bytes]) -> str:
@@ -139,9 +142,11 @@ def main() -> int:
     """Be the daemon: settings on standard input; return the exit code."""
     from torrentfs.daemon.mount import run  # noqa: PLC0415 - the parent must not pay for it
 
+    # Nobody's terminal: who sends this to all daemons means "read your settings again", not "die".
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     configuration = msgspec.json.decode(sys.stdin.buffer.read(), type=MountConfiguration)
     try:
-        run(configuration, lambda: _say({"ready": True}), foreground=False)
+        run(configuration, lambda notice: _say({"ready": True, "notice": notice}), foreground=False)
     except TorrentfsError as error:
         _say({"ready": False, "error": str(error), "used_wrongly": isinstance(error, UsageError)})
         return 1

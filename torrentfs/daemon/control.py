@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 import msgspec
 import trio
 
+from torrentfs.daemon import holders
 from torrentfs.daemon.control_client import daemon_pid
-from torrentfs.daemon.runtime import socket_path
+from torrentfs.daemon.mountpoint import is_mounted
+from torrentfs.daemon.runtime import device_path, socket_path
 from torrentfs.errors import ControlError, MountError, TorrentfsError
 
 QUESTION_LENGTH_MAX = 4096
@@ -27,6 +30,9 @@ ASKERS_MAX = 16
 """Conversations at a time; more wait in the kernel's backlog."""
 BACKLOG = 64
 ACCEPT_PAUSE_S = 0.2
+CLAIM_DEADLINE_S = 10.0
+"""How long others may keep the directory of sockets: they do so for milliseconds."""
+CLAIM_INTERVAL_S = 0.05
 
 Answers = Mapping[str, Callable[[], Awaitable[Any]]]
 
@@ -34,6 +40,9 @@ log = logging.getLogger(__name__)
 
 
 def _mounted(mountpoint: Path, pid: int) -> TorrentfsError:
+    held = None if is_mounted(mountpoint) else holders.known_hold(mountpoint)
+    if held is not None and not held.mounted:
+        return holders.goes_on(mountpoint, pid, held.held_by)
     return MountError(
         f"{mountpoint} is mounted already, by process {pid}; torrentfs umount {mountpoint} ends it"
     )
@@ -50,23 +59,46 @@ def claim(place: Path, refusal: Callable[[Path, int], TorrentfsError] = _mounted
     directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
     try:
         # Between seeing that a socket is dead and replacing it nobody else may do the same.
-        fcntl.flock(directory, fcntl.LOCK_EX)
+        _lock(directory, path.parent)
         pid = daemon_pid(place)
-        if pid is not None:
-            raise refusal(place, pid)
-        path.unlink(missing_ok=True)
-        listener.bind(os.fsencode(path))
-        listener.listen(BACKLOG)
+        if pid is None:
+            path.unlink(missing_ok=True)
+            device_path(place).unlink(missing_ok=True)
+            listener.bind(os.fsencode(path))
+            listener.listen(BACKLOG)
     except BaseException:
         listener.close()
         raise
     finally:
         os.close(directory)
+    if pid is not None:
+        listener.close()
+        # Unlocked: to find the reason takes a look at all processes.
+        raise refusal(place, pid)
     try:
         yield listener
     finally:
+        device_path(place).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         listener.close()
+
+
+def _lock(directory: int, path: Path) -> None:
+    """Lock the open *directory*.
+
+    Raises: ControlError: another process keeps it locked.
+    """
+    deadline = time.monotonic() + CLAIM_DEADLINE_S
+    while True:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise ControlError(
+                    f"{path} is locked by another process (fuser -v {path} names it)"
+                ) from None
+        time.sleep(CLAIM_INTERVAL_S)
 
 
 async def serve(listener: socket.socket, answers: Answers) -> None:

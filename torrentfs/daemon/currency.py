@@ -62,6 +62,8 @@ class Currency:
         self._fails = False
         self._in_doubt = False
         self._started_s = time.time()
+        self.doubt = ""
+        """Why the start was with a catalog that may be old; empty if it was not."""
         self.catalog: Catalog
 
     @property
@@ -88,7 +90,8 @@ class Currency:
                 raise TrustError(f"{error}; is {self._origin.trust} this repository's root.json?") from error
             if known is None:
                 raise
-            log.warning("starting with the last known catalog, version %d: %s", known.version, error)
+            self.doubt = f"starting with the last known catalog, version {known.version}: {error}"
+            log.warning("%s", self.doubt)
             self.catalog = known
         return self.catalog
 

@@ -11,8 +11,14 @@ log = logging.getLogger(__name__)
 
 
 async def end_on_signal(scope: trio.CancelScope) -> None:
-    """Cancel *scope* at SIGTERM and SIGINT."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    """Cancel *scope* at SIGTERM, SIGINT, SIGQUIT and, unless it is ignored, SIGHUP.
+
+    A daemon in the background ignores SIGHUP, and so does one under nohup(1): there, no terminal has gone.
+    """
+    ending = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        ending.append(signal.SIGHUP)
+    with trio.open_signal_receiver(*ending) as signals:
         async for number in signals:
             log.info("ending on %s", signal.Signals(number).name)
             scope.cancel()

@@ -23,6 +23,7 @@ from torrentfs.daemon.ledger import FileLedger, open_ledger
 from torrentfs.daemon.lifetime import end_on_signal, first_error
 from torrentfs.daemon.logfile import start_log
 from torrentfs.daemon.mountpoint import is_dead, is_mounted, unmount
+from torrentfs.daemon.runtime import device_path
 from torrentfs.daemon.settings import check_mountpoint
 from torrentfs.errors import CacheError, MountError, TorrentfsError
 from torrentfs.fuse import pyfuse3_adapter
@@ -33,6 +34,9 @@ from torrentfs.repository.catalog import Catalog
 from torrentfs.tree import Tree
 
 log = logging.getLogger(__name__)
+
+Ready = Callable[[str], None]
+"""Is told that the tree answers, with what the admin should know nevertheless; usually nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class _Place:
     listener: socket.socket
 
 
-def run(configuration: MountConfiguration, ready: Callable[[], None], *, foreground: bool) -> None:
+def run(configuration: MountConfiguration, ready: Ready, *, foreground: bool) -> None:
     """Serve the mount of *configuration* until it is unmounted or gets SIGTERM; call *ready* once it is.
 
     Raises: MountError, CacheError, TrustError, FetchError, UsageError: it cannot be served; nothing is left
@@ -96,7 +100,7 @@ def _prepare(configuration: MountConfiguration, cache: Path) -> Origin:
     return Origin(configuration.repository.rstrip("/"), directory, trust)
 
 
-async def _serve(configuration: MountConfiguration, place: _Place, ready: Callable[[], None]) -> None:
+async def _serve(configuration: MountConfiguration, place: _Place, ready: Ready) -> None:
     """Run every part of the daemon in one nursery."""
     settings = configuration.mount
     async with trio.open_nursery() as nursery:
@@ -121,6 +125,7 @@ async def _serve(configuration: MountConfiguration, place: _Place, ready: Callab
             await session.forget(changes)
 
         session: Session = await nursery.start(serve_fuse)
+        device_path(place.mountpoint).write_text(session.device)
         answers = Answers(
             _identity(place, node),
             node=node,
@@ -128,11 +133,13 @@ async def _serve(configuration: MountConfiguration, place: _Place, ready: Callab
             filesystem=filesystem,
             currency=currency,
             show=show,
+            mountpoint=place.mountpoint,
+            device=session.device,
         )
         nursery.start_soon(control.serve, place.listener, answers.words())
         nursery.start_soon(currency.keep, show)
         log.info("%s: serving %s, catalog version %d", place.mountpoint, catalog.name, catalog.version)
-        ready()
+        ready(currency.doubt)
 
 
 def _identity(place: _Place, node: Node) -> dict[str, object]:

@@ -28,6 +28,8 @@ class MountRecord:
 
     mountpoint: str
     kind: str
+    device: str
+    """major:minor: the same for all that shows the same filesystem, in other namespaces too."""
 
 
 def resolve(mountpoint: Path) -> Path:
@@ -42,12 +44,17 @@ def resolve(mountpoint: Path) -> Path:
     return path.resolve()
 
 
-def mounts() -> list[MountRecord]:
-    """Return what this process sees mounted, in the order of mounting (proc(5), mountinfo)."""
+def mounts(process: str = "self") -> list[MountRecord]:
+    """Return what *process*, by default this one, sees mounted, in the order of mounting (proc(5)).
+
+    Raises: OSError: it has ended, or is not ours to look at.
+    """
     found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+    for line in Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").split("\n"):
         before, _, after = line.partition(" - ")
-        found.append(MountRecord(_unescape(before.split(" ")[4]), after.split(" ")[0]))
+        if after:
+            fields = before.split(" ")
+            found.append(MountRecord(_unescape(fields[4]), after.split(" ")[0], fields[2]))
     return found
 
 
@@ -61,6 +68,12 @@ def is_mounted(mountpoint: Path) -> bool:
     """Tell whether the uppermost mount at *mountpoint* (resolved) is one of torrentfs, alive or dead."""
     kinds = [record.kind for record in mounts() if record.mountpoint == str(mountpoint)]
     return bool(kinds) and kinds[-1] == FILESYSTEM_TYPE
+
+
+def device_at(mountpoint: Path) -> str:
+    """Return the major:minor of what is mounted on top at *mountpoint* (resolved); empty if nothing is."""
+    found = [record.device for record in mounts() if record.mountpoint == str(mountpoint)]
+    return found[-1] if found else ""
 
 
 def is_dead(mountpoint: Path) -> bool:

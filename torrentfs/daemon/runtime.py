@@ -9,6 +9,7 @@ from pathlib import Path
 from torrentfs.errors import ControlError
 
 SOCKET_SUFFIX = ".sock"
+DEVICE_SUFFIX = ".device"
 SOCKETS_MAX = 1000
 """How many sockets are looked at, should somebody fill the directory."""
 
@@ -50,6 +51,11 @@ def socket_path(place: Path) -> Path:
     """
     name = hashlib.sha256(os.fsencode(place)).hexdigest()[:32]
     return runtime_directory() / f"{name}{SOCKET_SUFFIX}"
+
+
+def device_path(mountpoint: Path) -> Path:
+    """Return the file in which the daemon of *mountpoint* notes its mount's major:minor while it lives."""
+    return socket_path(mountpoint).with_suffix(DEVICE_SUFFIX)
 
 
 def sockets() -> list[Path]:
