@@ -211,13 +211,14 @@ class Repository:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError as error:
-                holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
+                number = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+                holder = f"process {number}" if number else "another process"
                 if time.monotonic() >= deadline:
                     raise RepositoryError(
-                        f"{self.directory} is in use by process {holder}: try again when it has finished"
+                        f"{self.directory} is in use by {holder}: try again when it has finished"
                     ) from error
             if not told:
-                self.notice(f"{self.directory}: waiting for process {holder}, which is publishing")
+                self.notice(f"{self.directory}: waiting for {holder}, which is publishing")
                 told = True
             time.sleep(LOCK_POLL_S)
 
