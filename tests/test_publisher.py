@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from trees import assert_same, odd_tree, open_revision, write
 
+from torrentfs.cli.app import run
 from torrentfs.errors import PublishError, RepositoryError, UsageError
 from torrentfs.repository import manifest_check
 from torrentfs.repository.metainfo import Kind, parse
@@ -548,3 +549,20 @@ def test_an_index_on_a_full_disk_is_one_error(
 
     monkeypatch.undo()
     assert publish(repository, source, "tree too").bytes_packed == 0
+
+
+def test_what_the_publisher_should_know_is_on_standard_error(
+    repository: Repository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "file", b"1")
+    publish(repository, tmp_path / "file", "a")
+    (pack,) = packs(repository)
+    pack.unlink()
+
+    code = run(["publish", str(repository.directory), str(tmp_path / "file"), "b"])
+
+    printed = capsys.readouterr()
+    assert code == 0
+    assert printed.out.startswith("b@1 ")
+    assert printed.err.startswith(f"torrentfs: {pack} is missing: ")
+    assert printed.err.count("\n") == 1
