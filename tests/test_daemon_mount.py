@@ -356,6 +356,20 @@ def test_force_ends_a_bind_mount_too(site: Site, monkeypatch: pytest.MonkeyPatch
         subprocess.run(["umount", "-l", bind], capture_output=True, timeout=DEADLINE_S, check=False)
 
 
+def test_force_leaves_alone_what_was_mounted_there_since(site: Site, container: Container) -> None:
+    site.mount()
+    container()
+    command("umount", site.mountpoint, check=False)
+    subprocess.run(["mount", "-t", "tmpfs", "none", site.mountpoint], timeout=DEADLINE_S, check=True)
+    try:
+        command("umount", "--force", site.mountpoint)
+
+        assert [one.kind for one in mounts() if one.mountpoint == str(site.mountpoint)] == ["tmpfs"]
+        assert not any(_is_ours(pid) for pid in site.pids)
+    finally:
+        subprocess.run(["umount", site.mountpoint], timeout=DEADLINE_S, check=True)
+
+
 def test_a_mount_in_use_ends_by_force(site: Site) -> None:
     site.mount()
 

@@ -132,11 +132,19 @@ class Session:
             # A thread that still notifies would use the session after its end.
             async with self._one_at_a_time:
                 pass
-        pyfuse3.close()
+        # libfuse takes away whatever is mounted there: by now perhaps another filesystem than ours.
+        pyfuse3.close(unmount=not self._device or self._is_in_place())
         # An aborted connection leaves a dead mount, which libfuse takes for one that is gone.
         with suppress(MountError, OSError, subprocess.SubprocessError):
-            if self._device and kernel.device_of(self._mountpoint) == self._device:
+            if self._device and self._is_in_place():
                 kernel.detach(self._mountpoint)
+
+    def _is_in_place(self) -> bool:
+        """Tell whether what is mounted on top at our mountpoint is ours."""
+        try:
+            return kernel.device_of(self._mountpoint) == self._device
+        except MountError:
+            return False
 
 
 async def serve(
