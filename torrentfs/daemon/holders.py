@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from torrentfs.daemon.mountpoint import FILESYSTEM_TYPE, mounts
+from torrentfs.daemon.mountpoint import FILESYSTEM_TYPE, is_mounted, mounts
 from torrentfs.daemon.runtime import device_path
 from torrentfs.errors import MountError
 
@@ -26,7 +26,12 @@ class Hold:
 
 
 def hold(mountpoint: Path, device: str) -> Hold:
-    """Return how the mount with *device* (major:minor) is held that belongs at *mountpoint* (resolved)."""
+    """Return how the mount with *device* (major:minor) is held that belongs at *mountpoint* (resolved).
+
+    Without a *device*, which a daemon may not have found, nobody can be named.
+    """
+    if not device:
+        return Hold(is_mounted(mountpoint), device)
     if any(record.device == device and record.mountpoint == str(mountpoint) for record in mounts()):
         return Hold(mounted=True, device=device)
     return Hold(mounted=False, device=device, held_by=tuple(holders(device)))
