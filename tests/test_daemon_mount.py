@@ -6,6 +6,7 @@ The mount is read from here: another process than the one that serves it.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from torrentfs.config import SwarmSettings, format_address, parse_address
 from torrentfs.daemon import ending
 from torrentfs.daemon.mountpoint import is_mounted, mounts, resolve, unmount
 from torrentfs.errors import MountError
@@ -247,6 +249,27 @@ def test_a_cache_is_not_used_twice(site: Site) -> None:
     assert refused.stderr.count("\n") == 1
     assert str(site.pids[0]) in refused.stderr
     assert not is_mounted(other)
+
+
+def test_only_the_default_port_gives_way_when_it_is_taken(site: Site) -> None:
+    default = SwarmSettings().listen
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with suppress(OSError):  # somebody else on this machine has it: as good
+            taken.bind(parse_address(default))
+            taken.listen()
+        site.mount("--listen", default)
+        at = site.stats()["listen"]
+        command("umount", site.mountpoint)
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            refused = site.mount("--listen", format_address(*other.getsockname()), check=False)
+
+    assert parse_address(at)[1] != parse_address(default)[1]
+    assert refused.returncode == 1
+    assert "cannot listen on" in refused.stderr
+    site.assert_nothing_left()
 
 
 def test_a_mount_in_use_is_not_ended(site: Site) -> None:

@@ -25,7 +25,7 @@ from torrentfs.daemon.logfile import start_log
 from torrentfs.daemon.mountpoint import is_dead, is_mounted, unmount
 from torrentfs.daemon.runtime import device_path
 from torrentfs.daemon.settings import check_mountpoint
-from torrentfs.errors import CacheError, MountError, TorrentfsError
+from torrentfs.errors import CacheError, ListenError, MountError, TorrentfsError
 from torrentfs.fuse import pyfuse3_adapter
 from torrentfs.fuse.filesystem import Filesystem
 from torrentfs.fuse.pyfuse3_adapter import Session
@@ -105,8 +105,7 @@ async def _serve(configuration: MountConfiguration, place: _Place, ready: Ready)
     settings = configuration.mount
     async with trio.open_nursery() as nursery:
         nursery.start_soon(end_on_signal, nursery.cancel_scope)
-        node = Node(_with_free_port(configuration.node), place.cache)
-        await nursery.start(node.run)
+        node = await _start_node(nursery, configuration.node, place.cache)
         currency = Currency(place.origin, settings)
         catalog = await currency.first()
         view = node.view(_sources(configuration, catalog))
@@ -161,21 +160,24 @@ def _sources(configuration: MountConfiguration, catalog: Catalog) -> Sources:
     return Sources(tuple(url.rstrip("/") for url in mirrors), tuple(map(parse_address, peers)))
 
 
-def _with_free_port(settings: NodeSettings) -> NodeSettings:
-    """Return *settings* with any free port if the default one, which nobody asked for, is taken.
+async def _start_node(nursery: trio.Nursery, settings: NodeSettings, cache: Path) -> Node:
+    """Return the node, running in *nursery*, at any free port if the default one is taken.
 
-    Two mounts of one machine, or a mount beside a seeder, just work then.
+    Nobody asked for that one: two mounts of one machine, or a mount beside a seeder, just work then.
+
+    Raises: ListenError, in groups: an address that somebody asked for is taken.
     """
-    if settings.swarm.listen != SwarmSettings().listen:
-        return settings
-    host, port = parse_address(settings.swarm.listen)
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError as error:
-            log.info("port %d is taken (%s): peers reach this node at another", port, error.strerror)
-            port = 0
-    swarm = msgspec.structs.replace(settings.swarm, listen=format_address(host, port))
-    return msgspec.structs.replace(settings, swarm=swarm)
+    node = Node(settings, cache)
+    try:
+        await nursery.start(node.run)
+    except* ListenError as group:
+        if settings.swarm.listen != SwarmSettings().listen:
+            raise
+        log.info("%s: peers reach this node at another port", first_error(group))
+    else:
+        return node
+    host, _ = parse_address(settings.swarm.listen)
+    swarm = msgspec.structs.replace(settings.swarm, listen=format_address(host, 0))
+    node = Node(msgspec.structs.replace(settings, swarm=swarm), cache)
+    await nursery.start(node.run)
+    return node
