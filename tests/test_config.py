@@ -53,7 +53,7 @@ def test_whole_seconds_are_seconds_too() -> None:
 
 
 def test_defaults_are_within_their_own_bounds() -> None:
-    import msgspec  # noqa: PLC0415
+    import msgspec
 
     defaults = msgspec.to_builtins(MountConfiguration())
 

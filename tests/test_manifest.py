@@ -299,8 +299,8 @@ def test_names_twice_or_out_of_order_are_refused(tmp_path: Path, name: bytes) ->
 
 def repacked(data: bytes, change) -> bytes:
     """Let *change* edit the raw first block of entries, and put it back with its lengths."""
-    from torrentfs.repository.manifest_format import BLOCK_RECORD, INDEX_HEADER  # noqa: PLC0415
-    from torrentfs.repository.pack import decode_frame, encode_frame  # noqa: PLC0415
+    from torrentfs.repository.manifest_format import BLOCK_RECORD, INDEX_HEADER
+    from torrentfs.repository.pack import decode_frame, encode_frame
 
     sections = {}
     for position in range(HEADER.size, HEADER.size + 6 * SECTION.size, SECTION.size):

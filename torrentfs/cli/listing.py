@@ -38,17 +38,17 @@ def _catalog(place: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
 
     Raises: UsageError, RepositoryError, ControlError.
     """
-    from torrentfs.daemon.mountpoint import is_mounted, resolve  # noqa: PLC0415
+    from torrentfs.daemon.mountpoint import is_mounted, resolve
 
     mountpoint = resolve(place)
     # A mount first, and without a look inside: its tree may have a public/ too, or its daemon hang.
     if is_mounted(mountpoint):
-        from torrentfs.daemon.control_client import ask  # noqa: PLC0415
+        from torrentfs.daemon.control_client import ask
 
         answer = ask(mountpoint, "list")
     elif (place / "public").is_dir():
-        from torrentfs.daemon.report import listing  # noqa: PLC0415
-        from torrentfs.repository.workshop import Repository  # noqa: PLC0415
+        from torrentfs.daemon.report import listing
+        from torrentfs.repository.workshop import Repository
 
         answer = listing(Repository(place).catalog())
     else:

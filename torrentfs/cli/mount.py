@@ -43,17 +43,17 @@ def command(
     A new node needs the repository's URL and root.json; what it fetches it keeps in --cache, checks again
     when it reads it, and shares with its peers. End it with `torrentfs umount`, umount(8) or SIGTERM.
     """
-    from torrentfs.daemon.settings import complete  # noqa: PLC0415
+    from torrentfs.daemon.settings import complete
 
     configuration = complete(mountpoint, file, _values(settings, options))
     if not foreground:
-        from torrentfs.daemon.background import start  # noqa: PLC0415
+        from torrentfs.daemon.background import start
 
         if notice := start(configuration):
             click.echo(f"torrentfs: {' '.join(notice.split())}", err=True)
         return None
-    from torrentfs.daemon.mount import run  # noqa: PLC0415
-    from torrentfs.daemon.notify import notify_ready  # noqa: PLC0415
+    from torrentfs.daemon.mount import run
+    from torrentfs.daemon.notify import notify_ready
 
     # What else there is to say is in the log, which goes to standard error.
     run(configuration, lambda _: notify_ready(), foreground=True)

@@ -32,8 +32,8 @@ def command(repo: Path, source: Path, path: str, as_json: bool) -> None:
     whose contents are published. PATH is where it will be seen in the tree; publishing it again makes its
     next revision, and jobs that have the earlier one open keep it.
     """
-    from torrentfs.repository.publisher import publish  # noqa: PLC0415
-    from torrentfs.repository.workshop import Repository  # noqa: PLC0415
+    from torrentfs.repository.publisher import publish
+    from torrentfs.repository.workshop import Repository
 
     with _progress(path) as report:
         published = publish(Repository(repo, notice=notice), source, path, progress=report)
@@ -70,9 +70,9 @@ def _progress(path: str) -> Iterator[Callable[["Progress"], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, DownloadColumn, TaskProgressColumn, TextColumn  # noqa: PLC0415
-    from rich.progress import Progress as Bar  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bar
 
     text = TextColumn("{task.description}", markup=False)
     columns = (text, BarColumn(), TaskProgressColumn(), DownloadColumn())

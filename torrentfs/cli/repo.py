@@ -34,7 +34,7 @@ not need them."""
 )
 def init(repo: Path, name: str, seeders: tuple[str, ...]) -> None:
     """Make an empty, signed repository in the directory REPO."""
-    from torrentfs.repository.workshop import Repository  # noqa: PLC0415
+    from torrentfs.repository.workshop import Repository
 
     repository = Repository.create(repo, name, seeders)
     click.echo(f"made repository {name} in {repo}; nodes trust it by {repository.public / 'root.json'}")
@@ -60,9 +60,9 @@ def refresh(repo: Path, seeders: tuple[str, ...], as_json: bool) -> None:
 
     Snapshot and timestamp expire after 30 days: run this at least every week when nothing is published.
     """
-    import time  # noqa: PLC0415
+    import time
 
-    from torrentfs.repository.workshop import Repository  # noqa: PLC0415
+    from torrentfs.repository.workshop import Repository
 
     catalog = Repository(repo, notice=notice).refresh(seeders or None)
     if as_json:

@@ -30,9 +30,9 @@ def command(repo: Path, http: str, listen: str | None, advertise: str) -> None:
     it puts its address into the catalog, so that nodes find it, and signs the catalog anew every day. An
     address without a fixed port is put there only by --advertise.
     """
-    from torrentfs.config import SeedSettings, SwarmSettings, parse_address  # noqa: PLC0415
-    from torrentfs.daemon.notify import notify_ready  # noqa: PLC0415
-    from torrentfs.daemon.seed import run  # noqa: PLC0415
+    from torrentfs.config import SeedSettings, SwarmSettings, parse_address
+    from torrentfs.daemon.notify import notify_ready
+    from torrentfs.daemon.seed import run
 
     swarm = SwarmSettings(listen=listen) if listen else SwarmSettings()
     for address in filter(None, (http, swarm.listen, advertise)):
@@ -49,7 +49,7 @@ def command(repo: Path, http: str, listen: str | None, advertise: str) -> None:
 
 def _line(origin: "Origin") -> str:
     """Return where the origin can be reached."""
-    from torrentfs.config import format_address  # noqa: PLC0415
+    from torrentfs.config import format_address
 
     web = f"http://{format_address(*origin.http)}" if origin.http else "no web server"
     peers = format_address(*origin.swarm.listen)

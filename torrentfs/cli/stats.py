@@ -56,8 +56,8 @@ def _ask(place: Path | None) -> tuple[list[dict[str, Any]], list[ControlError]]:
 
     Raises: ControlError.
     """
-    from torrentfs.daemon.control_client import ask, ask_all  # noqa: PLC0415
-    from torrentfs.daemon.mountpoint import resolve  # noqa: PLC0415
+    from torrentfs.daemon.control_client import ask, ask_all
+    from torrentfs.daemon.mountpoint import resolve
 
     return ask_all("stats") if place is None else ([ask(resolve(place), "stats")], [])
 

@@ -16,6 +16,6 @@ def command(mountpoint: Path, force: bool) -> None:
     A container that began while the tree was mounted, and a bind mount, hold it: then it is unmounted here,
     the daemon serves them on, and who they are is said (exit code 1). It ends when they do, or by --force.
     """
-    from torrentfs.daemon.ending import end  # noqa: PLC0415
+    from torrentfs.daemon.ending import end
 
     end(mountpoint, force=force)

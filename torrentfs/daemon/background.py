@@ -140,7 +140,7 @@ def _say(word: dict[str, object]) -> None:
 
 def main() -> int:
     """Be the daemon: settings on standard input; return the exit code."""
-    from torrentfs.daemon.mount import run  # noqa: PLC0415 - the parent must not pay for it
+    from torrentfs.daemon.mount import run  # the parent must not pay for it
 
     # Nobody's terminal: who sends this to all daemons means "read your settings again", not "die".
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -195,7 +195,7 @@ class Mirror:
 
     @asynccontextmanager
     async def _response(self, path: str, headers: dict[str, str]) -> "AsyncIterator[httpx.Response]":
-        import httpx  # noqa: PLC0415
+        import httpx
 
         assert self._client is not None, "a directory is not asked by HTTP"
         try:
@@ -212,7 +212,7 @@ def _http_client(base: str, requests_max: int, timeout_s: float) -> "httpx.Async
     # stand-in in its place, as where it is installed without.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     # Not at the top: local mirrors need none of it. Nor at the first read: a job would wait for it.
-    import httpx  # noqa: PLC0415
+    import httpx
 
     # No redirects: a mirror is what the site's configuration names. No environment: it belongs to whoever
     # happened to start the daemon. No compression: a pack is compressed, and a range must be exact.

@@ -144,7 +144,7 @@ class Node:
 
 def _swarm_maker(settings: NodeSettings) -> Callable[[SwarmEvents], Swarm]:
     def make(events: SwarmEvents) -> Swarm:
-        from torrentfs.node.swarm import Swarm as LibtorrentSwarm  # noqa: PLC0415 - not for a fake's tests
+        from torrentfs.node.swarm import Swarm as LibtorrentSwarm
 
         return LibtorrentSwarm(settings.swarm, events)
 

@@ -224,7 +224,7 @@ class Repository:
 
     def _keys(self, current: published.State) -> "Keys":
         """Return the online keys, checked."""
-        from torrentfs.repository import trust  # noqa: PLC0415 - 80 ms and 15 MB that readers do without
+        from torrentfs.repository import trust  # 80 ms and 15 MB that readers do without
 
         metadata = self.public / "metadata"
         roots = [int(path.name.partition(".")[0]) for path in metadata.glob("[1-9]*.root.json")]
@@ -237,7 +237,7 @@ class Repository:
 
     def _sign(self, files: dict[str, bytes] | None) -> Catalog:
         """Commit the target files *files*, or the same ones again."""
-        from torrentfs.repository import trust  # noqa: PLC0415 - see `_keys`
+        from torrentfs.repository import trust
 
         current, now, metadata = published.state(self.public), self._clock(), self.public / "metadata"
         keys = self._keys(current)
@@ -264,7 +264,7 @@ class Repository:
 
 
 def _found(directory: Path, catalog: Catalog, now: datetime) -> None:
-    from torrentfs.repository import trust  # noqa: PLC0415 - see `Repository._keys`
+    from torrentfs.repository import trust
 
     public, private = directory / "public", directory / "private"
     durable.make_directory(private, 0o700)

@@ -40,7 +40,7 @@ def open_source(path: Path) -> Source:
     Raises:
         PublishError: it cannot be published; the path is named.
     """
-    from torrentfs.repository.publisher.archive import is_archive, open_archive  # noqa: PLC0415 - seldom needed
+    from torrentfs.repository.publisher.archive import is_archive, open_archive
 
     return open_archive(path) if is_archive(path) else DirectorySource(path)
 
