@@ -274,8 +274,6 @@ def test_paths_for_log_lines():
     assert made.path(of_path("ROOT")) == b"ROOT"
     assert made.path(of_entry(4, 0)) == b"ROOT/v6@2"
     assert made.path(of_entry(4, 7)) == b"ROOT/v6@2 (entry 7)"
-    assert made.revision_of(of_entry(1, 7)) == ("ROOT/v6", 1)
-    assert made.revision_of(ROOT) is None
 
 
 def test_totals_count_what_paths_show():

@@ -164,11 +164,6 @@ class Tree:
             # Also when the disk refuses: this names what failed because of it.
             return f"{shown} (entry {inode & ENTRY_MASK})".encode()
 
-    def revision_of(self, inode: Inode) -> tuple[str, int] | None:
-        """Return the (path, revision number) that an inode belongs to, if the catalog has it."""
-        path, revision = self._upper.paths.get(inode >> ENTRY_BITS, ("", None))
-        return (path, revision.number) if revision else None
-
     def _entry(self, inode: Inode) -> tuple[Manifest, Entry]:
         manifest = self._revisions.manifest(inode >> ENTRY_BITS)
         try:
