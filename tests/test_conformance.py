@@ -1,4 +1,4 @@
-"""This module runs the conformance suite on the tree in process and on a real mount through pyfuse3."""
+"""This module runs the conformance suite on the tree in process and on real mounts, one through each front."""
 
 # Names are bytes of any kind here, which pathlib does not hold.
 # ruff: noqa: PTH115, PTH118, PTH208
@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from conformance import Conformance, Material, Seen, make_material
 from local_content import LocalContent, MemoryLedger
-from mounts import Mount, mounted
+from mounts import FRONTS, Mount, mounted
 
 from torrentfs.config import MountSettings
 from torrentfs.errors import TreeError
@@ -159,11 +159,15 @@ def in_process(repository: Repository, shown: Catalog) -> InProcess:
     return InProcess(Filesystem(tree, content, MountSettings()))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=FRONTS)
 def mount(
-    repository: Repository, shown: Catalog, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    repository: Repository,
+    shown: Catalog,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Mount]:
-    with mounted(repository.public, shown, tmp_path_factory.mktemp("mount")) as made:
+    directory = tmp_path_factory.mktemp("mount")
+    with mounted(repository.public, shown, directory, front=request.param) as made:
         yield made
         assert "ERROR" not in made.log()
 
@@ -187,7 +191,7 @@ class TestInProcess(Conformance):
 
 
 @pytest.mark.fuse
-class TestPyfuse3(Conformance):
+class TestMounted(Conformance):
     @pytest.fixture
     def backend(self, mount: Mount) -> OnMount:
         return OnMount(mount.path)

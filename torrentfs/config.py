@@ -72,6 +72,9 @@ class MountSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spin_us: Annotated[int, Meta(ge=0, le=1000)] = 50
     """How long the daemon looks for a next request after each before it sleeps; 0 saves CPU time."""
     background_max: Annotated[int, Meta(ge=1, le=65_535)] = 512
+    """Reads that the kernel has under way; with its own 12, a few that wait hold up all others."""
+    resend: bool = True
+    """Have the kernel send again what a server that died left unanswered, where it can (Linux 6.9)."""
     read_ahead_kib: Annotated[int, Meta(ge=0, le=65_536)] = 256
     """At 128 a numpy start read 58 instead of 67 MB; which is faster was lost in the machine's noise."""
     manifest_blocks_max: Count = 64

@@ -31,6 +31,11 @@ from torrentfs.repository.metainfo import NotCached, TorrentRef
 from torrentfs.tree import Attributes, Changes, Inode, Slice, Tree
 
 NAME_LENGTH_MAX: Final = 255
+BLOCK_SIZE: Final = 4096
+FIXED_TIMEOUT_S: Final = 86_400.0
+"""How long the kernel keeps what cannot change: longer gains nothing."""
+UPPER_TIMEOUT_S: Final = 60.0
+"""How long the kernel keeps names above the packages, if it could not be made to forget them at a swap."""
 ROUNDS_MAX: Final = 64
 """Times that one request may find something else missing; blocks of a directory and a long read take ten."""
 GRACE_S: Final = 0.5
@@ -133,10 +138,14 @@ class Filesystem:
         Raises:
             IsADirectory, StaleInode, NotCached.
         """
-        slices = self._plan(inode, offset, length)
-        data = self._slice(slices[0]) if len(slices) == 1 else b"".join(map(self._slice, slices))
-        self._waits.bytes_read += len(data)
-        return data
+        parts = self.read_parts(inode, offset, length)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_parts(self, inode: Inode, offset: int, length: int) -> list[bytes | memoryview]:
+        """Do as `read`, in parts that follow one another: to join them would copy a long read once more."""
+        parts = [self._slice(wanted) for wanted in self._plan(inode, offset, length)]
+        self._waits.bytes_read += sum(map(len, parts))
+        return parts
 
     async def later(self, missing: NotCached, inode: Inode, attempt: Callable[..., T], *values: object) -> T:
         """Wait for what *attempt* on *inode* misses and attempt again, within one deadline for all of it.

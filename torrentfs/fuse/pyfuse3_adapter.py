@@ -21,17 +21,12 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, readdir_reply
 from torrentfs.config import MountSettings
 from torrentfs.errors import MountError
 from torrentfs.fuse import kernel
-from torrentfs.fuse.filesystem import Filesystem
+from torrentfs.fuse.filesystem import BLOCK_SIZE, FIXED_TIMEOUT_S, UPPER_TIMEOUT_S, Filesystem
 from torrentfs.fuse.pyfuse3_loop import Loop
 from torrentfs.repository.metainfo import NotCached
 from torrentfs.tree import Attributes, Changes, Inode
 
-FIXED_TIMEOUT_S: Final = 86_400.0
-"""How long the kernel keeps what cannot change: longer gains nothing."""
-UPPER_TIMEOUT_S: Final = 60.0
-"""How long the kernel keeps names above the packages, if it could not be made to forget them at a swap."""
 FORGET_DEADLINE_S: Final = 5.0
-BLOCK_SIZE: Final = 4096
 _OPTIONS: Final = frozenset({"ro", "nosuid", "nodev", "default_permissions", "subtype=torrentfs"})
 
 T = TypeVar("T")
@@ -52,6 +47,11 @@ class Session:
     def device(self) -> str:
         """The mount's major:minor; empty if it was not found."""
         return self._device
+
+    @property
+    def front(self) -> str:
+        """What the mount is served by, in words."""
+        return f"pyfuse3 {pyfuse3.__version__}"
 
     async def forget(self, changes: Changes) -> None:
         """Make the kernel forget what changed; never called by a handler, for which it might have to wait."""

@@ -87,8 +87,14 @@ class Fetcher:
             self.waiting -= 1
 
     def expect(self, refs: Iterable[TorrentRef], sources: Sources) -> None:
-        """Get ready for torrents that will be read soon: their metainfo, and connections to their peers."""
-        for ref in itertools.islice(refs, EXPECTED_MAX):
+        """Get ready for torrents that will be read soon: their metainfo, and connections to their peers.
+
+        From any thread, as `ahead`.
+        """
+        self._tasks.soon(self._expect, list(itertools.islice(refs, EXPECTED_MAX)), sources)
+
+    def _expect(self, refs: Sequence[TorrentRef], sources: Sources) -> None:
+        for ref in refs:
             held = self._store.get(ref.info_hash)
             if held is not None and held.complete:
                 continue
@@ -96,7 +102,10 @@ class Fetcher:
 
     def ahead(self, torrent: Torrent, pieces: Iterable[PieceIndex]) -> None:
         """Ask for pieces that may be read soon; a node that has much under way lets it be."""
-        self._ask(torrent, list(pieces)[: self._traffic.room_ahead], urgent=False)
+        self._tasks.soon(self._ask_ahead, torrent, list(pieces))
+
+    def _ask_ahead(self, torrent: Torrent, pieces: Sequence[PieceIndex]) -> None:
+        self._ask(torrent, pieces[: self._traffic.room_ahead], urgent=False)
 
     async def resume(self, ref: TorrentRef) -> None:
         """Seed what the cache holds of a torrent, if its metainfo is there too."""
