@@ -6,7 +6,8 @@ edge only.
     TorrentfsError
     ├── UsageError              the user's mistake: one line, exit code 2
     ├── FormatError             bytes from outside that are malformed, hostile or over a limit
-    │   └── VersionError        a format version that this release cannot read
+    │   ├── VersionError        a format version that this release cannot read
+    │   └── ProtocolError       a FUSE message that is none, or that cannot be made of these values
     ├── TrustError              metadata that the chain of trust does not vouch for
     │   └── ExpiredError        … any more: it was good, and its time is over
     ├── RepositoryError         a repository on disk that cannot be used as asked
@@ -45,6 +46,10 @@ class FormatError(TorrentfsError):
 
 class VersionError(FormatError):
     """A format version that this release cannot read."""
+
+
+class ProtocolError(FormatError):
+    """A FUSE message that is none, or that cannot be made of these values."""
 
 
 class TrustError(TorrentfsError):
