@@ -211,6 +211,7 @@ class Node:
     options: Sequence[str] = ()
     command: Sequence[str] = field(default_factory=own_command)
     pid: int = 0
+    keeper: int = 0  # the process that outlives the server, if this mount has one
 
     @property
     def mountpoint(self) -> Path:
@@ -229,8 +230,18 @@ class Node:
         start = time.perf_counter()
         run([*self.command, "mount", str(self.mountpoint), *what, *where, *self.options])
         seconds = time.perf_counter() - start
-        self.pid = self.stats()["pid"]
+        self.learn_processes()
         return seconds
+
+    def learn_processes(self) -> None:
+        """Ask the mount which processes serve it now."""
+        answer = self.stats()
+        self.pid, self.keeper = answer["pid"], answer.get("keeper") or 0
+
+    @property
+    def processes(self) -> list[int]:
+        """Return the processes that serve the mount, the keeper first; none if it is not mounted."""
+        return [pid for pid in (self.keeper, self.pid) if pid]
 
     def stats(self) -> dict[str, Any]:
         """Return what `torrentfs stats --json` says of this mount."""
@@ -248,18 +259,18 @@ class Node:
             self.end_by_force()
             raise
         finally:
-            self.pid = 0
+            self.pid = self.keeper = 0
 
     def end_by_force(self) -> None:
-        """Detach the mount, and kill the daemon that we started, by its id."""
+        """Detach the mount, and kill what we started, by its id; a keeper first: it restarts its server."""
         with suppress(OSError, subprocess.TimeoutExpired):
             detach = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-uz"]
             subprocess.run(
                 [*detach, str(self.mountpoint)], capture_output=True, timeout=END_TIMEOUT_S, check=False
             )
-        if self.pid:
+        for pid in self.processes:
             with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
 
     def forget(self) -> None:
         """Empty the cache of an unmounted node."""

@@ -1,19 +1,29 @@
-"""This module tests what the benchmark measures with: its tree, its link over a distance, its report."""
+"""This module tests what the benchmark measures with: its tree and link, its turns, its kills, its report."""
 
 import compileall
 import os
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from errno import ENOTCONN
 from pathlib import Path
 
 import pytest
 
-from contrib.bench import report
+from contrib.bench import killing, measuring, report
+from contrib.bench.kernel import cpu_s
+from contrib.bench.killing import DiesWithServerError, Kill, Onlooker, Read, stalls_s
 from contrib.bench.link import Distance, link, round_trip_ms, shapes
-from contrib.bench.places import State
+from contrib.bench.places import mount_options
 from contrib.bench.relay import QUEUE_S, Direction
 from contrib.bench.report import Figure, Results
-from contrib.python_tree import LIBRARY, stale_sources
+from contrib.bench.restarts import Packages
+from contrib.bench.tasks import Corner, State, Task, elapsed_s, probe
+from contrib.grid import GridError, Node
+from contrib.python_tree import LIBRARY, PythonTree, stale_sources
 
 SECONDS = Figure("tar", "", "s")
 
@@ -135,3 +145,190 @@ def test_a_ratio_is_taken_to_ext4_in_the_same_state() -> None:
 
 def test_what_was_not_measured_is_a_dash() -> None:
     assert report.cell(Results(), SECONDS, "mount", State.HOT, State.HOT) == "–"
+
+
+@dataclass
+class Spot:
+    """A place that notes the states that it is brought into, and whose tasks note it."""
+
+    name: str
+    states: Sequence[State]
+    notes: list[str]
+    corner: Corner = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.corner = Corner(PythonTree(Path(self.name)), Path(), Path())
+
+    def prepare(self, state: State) -> None:
+        self.notes.append(f"{state.value} {self.name}")
+
+
+def noted(notes: list[str], states: Sequence[State] = tuple(State)) -> Task:
+    """A task that notes where it runs."""
+
+    def run(corner: Corner) -> dict[str, float]:
+        notes.append(f"run on {corner.tree.prefix}")
+        return {"": 1.0}
+
+    return Task("nothing", {"": "s"}, run, states)
+
+
+def test_hot_runs_alternate_between_places_after_one_that_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measuring, "HOT_S", 0.0)
+    monkeypatch.setattr(measuring, "HOT_ROUNDS_MIN", 2)
+    notes: list[str] = []
+    places = [Spot("disk", (State.COLD, State.HOT), notes), Spot("mount", tuple(State), notes)]
+    results = Results()
+
+    measuring.measure([noted(notes)], places, results, lambda _: None)
+
+    assert [note for note in notes if note.startswith("run")] == [
+        f"run on {name}"
+        for name in ["disk", "mount", "mount", "disk", "mount", "disk", "mount", "disk", "mount"]
+    ]
+    counts = {(place, state): len(values) for (_, place, state), values in results.samples.items()}
+    assert counts == {
+        ("disk", State.COLD): 1,
+        ("mount", State.COLD): 1,
+        ("mount", State.WARM): 1,
+        ("disk", State.HOT): 2,
+        ("mount", State.HOT): 2,
+    }
+
+
+def test_a_task_for_hot_files_runs_on_hot_ones_alone() -> None:
+    notes: list[str] = []
+    results = Results()
+
+    measuring.measure(
+        [noted(notes, (State.HOT,))], [Spot("mount", tuple(State), notes)], results, lambda _: None
+    )
+
+    assert {state for _, _, state in results.samples} == {State.HOT}
+    assert "cold mount" not in notes
+
+
+def test_a_failing_job_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match=r"sh -c … failed: \[3\]"):
+        elapsed_s([["sh", "-c", "exit 3"]])
+
+
+@pytest.mark.parametrize("name", ["open_hot", "read_hot", "listdir_hot", "lstat_new", "lstat_absent"])
+def test_a_probe_calls_for_each_name_of_a_list(name: str, library: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names"
+    names.write_text("module.py\n__pycache__/../module.py\n")
+
+    assert 0 < probe(name, library, names)["p50"] < 1e6
+
+
+def test_a_probe_says_what_failed(tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("missing\n")
+
+    with pytest.raises(RuntimeError, match=r"(?s)open_hot: .*missing"):
+        probe("open_hot", tmp_path, tmp_path / "names")
+
+
+def test_processor_time_of_another_process_is_read_from_its_clock() -> None:
+    before_s = cpu_s(os.getpid())
+    sum(range(1_000_000))
+
+    assert 0 < cpu_s(os.getpid()) - before_s < 60
+    assert cpu_s(os.getpid()) == pytest.approx(time.process_time(), abs=0.1)
+
+
+def test_options_of_the_mount_are_passed_on() -> None:
+    assert mount_options("native", ["mount.spin_us=0"]) == ["--fuse", "native", "--set", "mount.spin_us=0"]
+    assert mount_options(None, []) == []
+
+
+@pytest.mark.parametrize(("answer", "processes"), [('{"pid": 7}', [7]), ('{"pid": 7, "keeper": 5}', [5, 7])])
+def test_a_node_knows_its_processes_from_its_stats(answer: str, processes: list[int], tmp_path: Path) -> None:
+    node = Node(tmp_path, "", tmp_path, "", command=["sh", "-c", f"echo '{answer}'"])
+
+    node.learn_processes()
+
+    assert node.processes == processes
+
+
+def test_a_stall_belongs_to_the_kill_that_it_follows() -> None:
+    kills = [Kill(at=10.0, answer_s=0.5), Kill(at=20.0, answer_s=0.5), Kill(at=30.0, answer_s=0.5)]
+    reads = [Read(5.0, 4.0), Read(9.9, 0.7), Read(11.0, 0.2), Read(20.1, 0.3)]
+
+    assert stalls_s(kills, reads) == [0.7, 0.3, 0.0]
+
+
+def test_each_kill_has_a_name_of_its_own_in_every_package_in_turn(tmp_path: Path) -> None:
+    packages = Packages(tmp_path, count=2, kills=5)
+
+    packages.make()
+
+    assert len(set(packages.fresh)) == 5
+    assert [name.split("/")[1] for name in packages.fresh] == [
+        f"package-{index}" for index in (0, 1, 0, 1, 0)
+    ]
+    assert all((tmp_path / name).exists() for name in [*packages.names, *packages.fresh])
+
+
+class KeptNode(Node):
+    """A node whose mount is a directory of the disk, its server a sleeper that comes back when asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, "", directory, "")
+        self.servers: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def mountpoint(self) -> Path:
+        return self.directory
+
+    def learn_processes(self) -> None:
+        if not self.servers or self.servers[-1].poll() is not None:
+            self.servers.append(subprocess.Popen(["sleep", "600"]))
+        self.pid = self.servers[-1].pid
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[KeptNode, Packages]]:
+    """A node that shows one package, and kills that follow each other at once."""
+    monkeypatch.setattr(killing, "PAUSE_S", (0.0, 0.01))
+    packages = Packages(tmp_path / "source", count=1, kills=3)
+    packages.make()
+    node = KeptNode(packages.source)
+    node.learn_processes()
+    yield node, packages
+    for server in node.servers:
+        server.kill()
+        server.wait()
+
+
+def test_every_kill_is_answered_and_the_job_reads_on(kept: tuple[KeptNode, Packages], tmp_path: Path) -> None:
+    node, packages = kept
+
+    figures = killing.measure(node, packages.source, packages.names, packages.fresh, tmp_path)
+
+    assert len(figures["restart to first answer, ms"]) == len(figures["longest stall of the job, ms"]) == 3
+    assert figures["reads of the job"][0] >= len(packages.names)
+    assert len(node.servers) == 4
+
+
+def test_a_job_that_reads_other_bytes_fails(kept: tuple[KeptNode, Packages], tmp_path: Path) -> None:
+    node, packages = kept
+    other = tmp_path / "other"
+    subprocess.run(["cp", "-a", packages.source, other], check=True)
+    (other / packages.names[-1]).write_bytes(b"other")
+
+    with pytest.raises(GridError, match="differs"):
+        killing.measure(node, other, packages.names, packages.fresh, tmp_path)
+
+
+def test_a_mount_that_dies_with_its_server_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        killing, "JOB", [sys.executable, "-c", f"input(); print(1.0, {ENOTCONN}, flush=True)"]
+    )
+    onlooker = Onlooker()
+    try:
+        with pytest.raises(DiesWithServerError, match="this mount dies with its server"):
+            onlooker.look(Path("anything"))
+    finally:
+        onlooker.end()

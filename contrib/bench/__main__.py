@@ -16,9 +16,10 @@ from rich.console import Console
 from contrib import python_tree
 from contrib.bench import material, report
 from contrib.bench.link import Distance, Link, link, round_trip_ms
-from contrib.bench.places import Disk, Mount, Place, State, mounted
-from contrib.bench.report import Figure, Results
-from contrib.bench.tasks import TAR, TASKS, Corner, Task, check_freshness, sample_names
+from contrib.bench.measuring import IDLE, measure, measure_idle
+from contrib.bench.places import Disk, Mount, Place, mount_options, mounted
+from contrib.bench.report import Results
+from contrib.bench.tasks import TASKS, Corner, Task, sample_names
 from contrib.grid import GridError, Node, Repository, ended_by_signals, ending, origin, scratch
 
 MIB = 1024 * 1024
@@ -32,6 +33,7 @@ class Options:
 
     runs: int
     tasks: Sequence[Task]
+    idle: bool
     command: Sequence[str]
     mount_options: Sequence[str]
     distance: Distance
@@ -59,6 +61,7 @@ def default_directory() -> Path:
     "--bandwidth", default=0.0, metavar="MB/S", help="Bandwidth between them, each way; 0: unbounded."
 )
 @click.option("--torrentfs", "command", help="Another torrentfs command than this environment's.")
+@click.option("--fuse", metavar="FRONT", help="`torrentfs mount --fuse`: native, pyfuse3 or auto.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting for the mount.")
 @click.option("--only-ext4", is_flag=True, help="Leave the mount out.")
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write everything to this file too.")
@@ -71,6 +74,7 @@ def main(
     round_trip_ms: float,
     bandwidth: float,
     command: str | None,
+    fuse: str | None,
     settings: tuple[str, ...],
     only_ext4: bool,
     target: Path | None,
@@ -80,16 +84,17 @@ def main(
     A Python installation of some 20,000 files, numpy and scipy in it, and a large file, half zeros, half
     random, are published; an origin and a node run as processes; jobs are timed on the mount and on the
     same files on disk. Needs root: it mounts, and drops the kernel's caches before each measurement that is
-    not hot.
+    not hot. What a restart of the server costs is another program's: python -m contrib.bench.restarts.
     """
     if os.geteuid() != 0:
         raise click.ClickException("needs root: it mounts, and drops the kernel's caches")
     keep = directory or default_directory()
     options = Options(
         runs=runs,
-        tasks=[task for task in TASKS if not only or any(begins(task.name, word) for word in only)],
+        tasks=[task for task in TASKS if wanted(task.name, only)],
+        idle=wanted(IDLE, only),
         command=[command or str(Path(sys.executable).with_name("torrentfs"))],
-        mount_options=[word for setting in settings for word in ("--set", setting)],
+        mount_options=mount_options(fuse, settings),
         distance=Distance(round_trip_ms / 1e3, bandwidth * 1e6),
     )
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
@@ -105,19 +110,26 @@ def main(
         places: list[Place] = [Disk(corner)]
         try:
             if not only_ext4:
-                places.append(stack.enter_context(published(options, place, corner, results, console)))
-            measure(options, places, results, console)
+                mount = stack.enter_context(published(options, place, corner, results, console))
+                places.append(mount)
+            for run in range(options.runs):
+                console.print(f"run {run + 1} of {options.runs}")
+                measure(options.tasks, places, results, console.print)
+                if options.idle and not only_ext4:
+                    measure_idle(mount, results)
         except (GridError, RuntimeError) as error:
             raise click.ClickException(str(error)) from error
-    console.print(report.table(results))
+    if results.samples:
+        console.print(report.table(results))
     if results.extras:
         console.print(report.extras(results))
     if target:
         target.write_text(json.dumps(report.as_json(results), indent=1) + "\n")
 
 
-def begins(name: str, word: str) -> bool:
-    return any(each.startswith(word) for each in name.split())
+def wanted(name: str, only: Sequence[str]) -> bool:
+    """Return whether *name* has a word that begins like one of *only*, or all are wanted."""
+    return not only or any(each.startswith(word) for each in name.split() for word in only)
 
 
 def describe(results: Results, options: Options, corner: Corner) -> None:
@@ -181,38 +193,6 @@ def far_side(options: Options, place: Path, console: Console) -> Iterator[Link |
             f"origin behind {joined.means}; a TCP handshake takes {measured or float('nan'):.2f} ms"
         )
         yield joined
-
-
-def measure(options: Options, places: Sequence[Place], results: Results, console: Console) -> None:
-    """Run every task in every state, place beside place, so that a drift of the machine hits both."""
-    for run in range(options.runs):
-        for task in options.tasks:
-            for place in places:
-                console.print(f"run {run + 1} of {options.runs}: {task.name} on {place.name}")
-                for state in place.states:
-                    measure_once(task, place, state, results)
-        if any("start" in task.name for task in options.tasks):
-            for place in places:
-                check_freshness(place.corner)
-
-
-def measure_once(task: Task, place: Place, state: State, results: Results) -> None:
-    place.prepare(state)
-    before = place.usage()
-    figures = task.run(place.corner)
-    after = place.usage()
-    for name, unit in task.figures.items():
-        results.add(Figure(task.name, name, unit), place.name, state, figures[name])
-    if not isinstance(place, Mount) or not before or not after:
-        return
-    if state is State.WARM:
-        results.extras["mount of a full cache, s"].append(place.mount_s)
-    if state is State.COLD:
-        results.extras["resident idle, MB"].append(before.resident_bytes / 1e6)
-        results.extras[f"fetched for the cold {task.name}, MB"].append(place.fetched_bytes() / 1e6)
-    if task is TAR:
-        results.extras[f"resident after the {state.value} tar, MB"].append(after.resident_bytes / 1e6)
-        results.extras[f"CPU of the {state.value} tar, s"].append(after.cpu_s - before.cpu_s)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,15 @@
-"""This module is where tasks run: ext4 (whatever holds the material) and a node's mount, in a given state.
+"""This module is where tasks run: ext4 (whatever holds the material) and a node's mount, in a given state."""
 
-cold: nothing cached anywhere, on a mount the node's cache is empty. warm: the node's cache is full, the
-kernel's caches are dropped, the mount is fresh. hot: once more on the same mount.
-"""
-
-import enum
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from contrib.bench.kernel import Usage, drop_caches, usage
-from contrib.bench.tasks import Corner
+from contrib.bench.kernel import drop_caches
+from contrib.bench.tasks import Corner, State
 from contrib.grid import Node
 
 SETTLE_S = 0.5
-
-
-class State(enum.Enum):
-    """How near the bytes are when a task starts."""
-
-    COLD = "cold"
-    WARM = "warm"
-    HOT = "hot"
 
 
 class Place(Protocol):
@@ -33,10 +20,7 @@ class Place(Protocol):
     corner: Corner
 
     def prepare(self, state: State) -> None:
-        """Bring the place into *state*; called in the order of `states`."""
-
-    def usage(self) -> Usage | None:
-        """Return what the process that serves this place uses, if there is one."""
+        """Bring the place into *state*; hot takes what ran before, or a run that is not measured."""
 
 
 @dataclass(slots=True)
@@ -51,9 +35,6 @@ class Disk:
         if state is State.COLD:
             drop_caches()
 
-    def usage(self) -> Usage | None:
-        return None
-
 
 @dataclass(slots=True)
 class Mount:
@@ -66,7 +47,7 @@ class Mount:
     mount_s: float = 0.0
 
     def prepare(self, state: State) -> None:
-        if state is State.HOT:
+        if state is State.HOT and self.node.pid:
             return
         self.node.umount()
         if state is State.COLD:
@@ -74,9 +55,6 @@ class Mount:
         drop_caches()
         self.mount_s = self.node.mount()
         time.sleep(SETTLE_S)
-
-    def usage(self) -> Usage | None:
-        return usage(self.node.pid)
 
     def fetched_bytes(self) -> int:
         """Return the payload bytes that the node got since it was mounted."""
@@ -91,3 +69,9 @@ def mounted(corner: Corner, node: Node, tree_path: str, file_path: str) -> Corne
         tree=replace(corner.tree, prefix=node.mountpoint / tree_path),
         file=node.mountpoint / file_path,
     )
+
+
+def mount_options(fuse: str | None, settings: Sequence[str]) -> list[str]:
+    """Return the options of `torrentfs mount` that were asked for."""
+    front = ["--fuse", fuse] if fuse else []
+    return front + [word for setting in settings for word in ("--set", setting)]

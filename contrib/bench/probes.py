@@ -1,7 +1,8 @@
 """This module is the job that measures from inside: run as `python -S probes.py NAME PATH…`, prints JSON.
 
 It is a file of its own without imports from the project, so that the process is as light as a job can be.
-Times are taken around the system call by time.perf_counter_ns; Python's own share is about 0.3 µs of each.
+Times are taken around the system calls by time.perf_counter_ns; Python's own share is about 0.3 µs of each.
+Names are relative to the tree's root: how deep the tree lies is not the filesystem's doing.
 """
 
 import json
@@ -17,6 +18,7 @@ BLOCK_LENGTH = 4096
 READ_LENGTH = 1024 * 1024
 RANDOM_READS = 300
 SEED = 20240229
+HOT_ROUNDS = 5
 
 
 def sequential(path: str) -> dict[str, float]:
@@ -67,12 +69,50 @@ def lstat_absent(root: str, names: str) -> dict[str, float]:
     return percentiles(timed(missing, paths), 1e3)
 
 
+def open_hot(root: str, names: str) -> dict[str, float]:
+    """Open and close files that were opened before; µs."""
+    return hot(open_close, prepared(root, names))
+
+
+def read_hot(root: str, names: str) -> dict[str, float]:
+    """Open, read (the first 4 KiB) and close files that were read before; µs."""
+    buffers = [bytearray(BLOCK_LENGTH)]
+
+    def read(path: str) -> None:
+        file = os.open(path, os.O_RDONLY)
+        os.readv(file, buffers)
+        os.close(file)
+
+    return hot(read, prepared(root, names))
+
+
+def listdir_hot(root: str, names: str) -> dict[str, float]:
+    """List directories that were listed before; µs."""
+    return hot(os.listdir, directories(prepared(root, names)))
+
+
+def open_close(path: str) -> None:
+    os.close(os.open(path, os.O_RDONLY))
+
+
+def hot(call: Callable[[str], object], paths: list[str]) -> dict[str, float]:
+    """Call for every path several times; leave the first round out, which brings everything near."""
+    rounds = [timed(call, paths) for _ in range(1 + HOT_ROUNDS)]
+    return percentiles([time_ns for times_ns in rounds[1:] for time_ns in times_ns], 1e3)
+
+
 def prepared(root: str, names: str) -> list[str]:
-    """Return the paths in the list *names* below *root*, after a look at each one's directory."""
-    paths = [Path(root, name) for name in Path(names).read_text().splitlines()]
-    for directory in sorted({path.parent for path in paths}):
+    """Go to *root*; return the paths in the list *names*, after a look at each one's directory."""
+    os.chdir(root)
+    paths = Path(names).read_text().splitlines()
+    for directory in directories(paths):
         os.lstat(directory)
-    return [str(path) for path in paths]
+    return paths
+
+
+def directories(paths: list[str]) -> list[str]:
+    """Return the directories that *paths* lie in, each once."""
+    return sorted({str(Path(path).parent) for path in paths})
 
 
 def missing(path: str) -> None:
@@ -102,7 +142,17 @@ def percentiles(times_ns: list[int], divisor: float) -> dict[str, float]:
 
 
 PROBES: dict[str, Callable[..., dict[str, float]]] = {
-    probe.__name__: probe for probe in (sequential, first_block, random_blocks, lstat_new, lstat_absent)
+    probe.__name__: probe
+    for probe in (
+        sequential,
+        first_block,
+        random_blocks,
+        lstat_new,
+        lstat_absent,
+        open_hot,
+        read_hot,
+        listdir_hot,
+    )
 }
 
 if __name__ == "__main__":

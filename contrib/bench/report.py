@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from contrib.bench.places import State
+from contrib.bench.tasks import State
 
 MORE_IS_BETTER = {"MB/s"}
 # The columns of the table: place, state, and whose figure a ratio is taken to.

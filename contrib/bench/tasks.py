@@ -1,11 +1,13 @@
 """This module defines what is measured: each task runs jobs on a place (a mount, or ext4), returns figures.
 
-A figure's unit says whether less or more is better.
+A figure's unit says whether less or more is better. Where and how often a task runs is measuring.py's.
 """
 
+import enum
 import json
 import os
 import random
+import select
 import subprocess
 import sys
 import time
@@ -24,6 +26,18 @@ SIDE_BY_SIDE = 8
 PROBES = Path(__file__).with_name("probes.py")
 
 
+class State(enum.Enum):
+    """How near the bytes are when a task starts.
+
+    cold: nothing cached anywhere, on a mount the node's cache is empty. warm: the node's cache is full, the
+    kernel's caches are dropped, the mount is fresh. hot: once more on the same mount.
+    """
+
+    COLD = "cold"
+    WARM = "warm"
+    HOT = "hot"
+
+
 @dataclass(frozen=True, slots=True)
 class Corner:
     """Where a task finds its material on one place."""
@@ -35,25 +49,53 @@ class Corner:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One measurement; *figures* names what it returns, with the unit of each."""
+    """One measurement; *figures* names what it returns, with the unit of each, *states* where that counts."""
 
     name: str
     figures: Mapping[str, str]
     run: Callable[[Corner], Mapping[str, float]]
+    states: Sequence[State] = tuple(State)
 
 
 def seconds(command: Sequence[str], environment: Mapping[str, str] | None = None) -> dict[str, float]:
     """Run *command* to its end; return how many seconds that took, process start included."""
+    return {"": elapsed_s([command], environment)}
+
+
+def elapsed_s(commands: Sequence[Sequence[str]], environment: Mapping[str, str] | None = None) -> float:
+    """Run *commands* at once; return the seconds until the last has ended.
+
+    Raises: RuntimeError: one failed, or runs on after JOB_TIMEOUT_S.
+    """
     start = time.perf_counter()
-    subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        env=environment,
-        timeout=JOB_TIMEOUT_S,
-        check=True,
-    )
-    return {"": time.perf_counter() - start}
+    jobs: list[subprocess.Popen[bytes]] = []
+    try:
+        for command in commands:
+            jobs.append(
+                subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment
+                )
+            )
+        for job in jobs:
+            await_end(job)
+        elapsed = time.perf_counter() - start
+        codes = [job.wait() for job in jobs]
+    finally:
+        for job in jobs:
+            job.kill()
+    if any(codes):
+        raise RuntimeError(f"{' '.join(commands[0][:2])} … failed: {codes}")
+    return elapsed
+
+
+def await_end(job: subprocess.Popen[bytes]) -> None:
+    """Wait until *job* has ended; `Popen.wait` with a timeout polls, and finds out up to 50 ms later."""
+    descriptor = os.pidfd_open(job.pid)
+    try:
+        if not select.select([descriptor], [], [], JOB_TIMEOUT_S)[0]:
+            raise RuntimeError(f"{job.args!r} runs on after {JOB_TIMEOUT_S:.0f} s")
+    finally:
+        os.close(descriptor)
 
 
 def start_python(corner: Corner, code: str) -> dict[str, float]:
@@ -62,14 +104,8 @@ def start_python(corner: Corner, code: str) -> dict[str, float]:
 
 def start_side_by_side(corner: Corner) -> dict[str, float]:
     """Start several at once; return the seconds until the last is done."""
-    command, environment = corner.tree.command(LIGHT_START), corner.tree.environment()
-    start = time.perf_counter()
-    jobs = [subprocess.Popen(command, env=environment) for _ in range(SIDE_BY_SIDE)]
-    codes = [job.wait(JOB_TIMEOUT_S) for job in jobs]
-    elapsed_s = time.perf_counter() - start
-    if any(codes):
-        raise RuntimeError(f"of {SIDE_BY_SIDE} starts some failed: {codes}")
-    return {"": elapsed_s}
+    commands = [corner.tree.command(LIGHT_START)] * SIDE_BY_SIDE
+    return {"": elapsed_s(commands, corner.tree.environment())}
 
 
 def probe(name: str, *arguments: Path) -> dict[str, float]:
@@ -95,6 +131,16 @@ def sample_names(tree: Path, target: Path) -> None:
     target.write_text("\n".join(chosen) + "\n")
 
 
+def per_name(name: str, probe_name: str, *shown: str, states: Sequence[State] = tuple(State)) -> Task:
+    """Return the task of a probe that is called for every name of the sample."""
+    return Task(
+        name,
+        dict.fromkeys(shown, "µs"),
+        lambda corner: probe(probe_name, corner.tree.prefix, corner.names),
+        states,
+    )
+
+
 TAR = Task(
     "tar through a pipe",
     {"": "s"},
@@ -113,16 +159,11 @@ TASKS = (
     Task("sequential", {"MB/s": "MB/s"}, lambda corner: probe("sequential", corner.file)),
     Task("first 4 KiB", {"ms": "ms"}, lambda corner: probe("first_block", corner.file)),
     Task("random 4 KiB", {"p50": "ms", "p99": "ms"}, lambda corner: probe("random_blocks", corner.file)),
-    Task(
-        "lstat, new name",
-        {"p50": "µs", "p99": "µs"},
-        lambda corner: probe("lstat_new", corner.tree.prefix, corner.names),
-    ),
-    Task(
-        "lstat, ENOENT",
-        {"p50": "µs", "p99": "µs"},
-        lambda corner: probe("lstat_absent", corner.tree.prefix, corner.names),
-    ),
+    per_name("lstat, new name", "lstat_new", "p50", "p99"),
+    per_name("lstat, ENOENT", "lstat_absent", "p50", "p99"),
+    per_name("open+close", "open_hot", "p50", states=(State.HOT,)),
+    per_name("open+read+close", "read_hot", "p50", states=(State.HOT,)),
+    per_name("listdir", "listdir_hot", "p50", states=(State.HOT,)),
 )
 
 FRESHNESS = """
