@@ -163,7 +163,8 @@ def attr(
 def entry_out(attr_bytes: bytes, inode: int, entry_timeout_s: float, attr_timeout_s: float) -> bytes:
     """Make LOOKUP's answer, 128 bytes, in 0.24 µs (0.17 µs more for `reply`).
 
-    A timeout below 0 is 0, one above TIMEOUT_S_MAX is that. The generation is 0: an inode number never means another file.
+    A timeout below 0 is 0, one above TIMEOUT_S_MAX is that. The generation is 0, as a number never means
+    another file.
     """
     entry_s, entry_ns = _split(entry_timeout_s)
     attr_s, attr_ns = _split(attr_timeout_s)
