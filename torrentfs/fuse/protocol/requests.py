@@ -35,7 +35,7 @@ _INIT_IN_8: Final = struct.Struct("=II")
 class Header(msgspec.Struct, frozen=True, gc=False):
     """The beginning of every request.
 
-    *unique* identifies it and its reply. A frozen dataclass in its place would take 1.2 µs to make, this 0.2.
+    *unique* identifies it and its reply. A frozen dataclass takes 0.7 µs to make, this 0.05.
     """
 
     opcode: int
