@@ -33,7 +33,7 @@ enum {
     PAGES_AT_ONCE = 8,
     PAGE_LENGTH = 4096,
     ABSENT_NAMES = 4,              /* per path: some looks are first ones, some repeat */
-    FAILURES_MAX = 20,
+    FAILURES_MAX = 100,
 };
 
 struct entry {
@@ -276,10 +276,11 @@ static void open_one(void)
 
 static struct held *any_held(void)
 {
-    struct held *slot = &held[below(HELD_COUNT)];
-    if (!slot->entry)
-        return NULL;
-    if (dropping)
+    struct held *slot = NULL;
+    for (size_t first = below(HELD_COUNT), at = 0; at < HELD_COUNT && !slot; at++)
+        if (held[(first + at) % HELD_COUNT].entry)
+            slot = &held[(first + at) % HELD_COUNT];
+    if (slot && dropping)
         posix_fadvise(slot->file, 0, 0, POSIX_FADV_DONTNEED);
     return slot;
 }
