@@ -1,6 +1,6 @@
 """This module gives tests a real keeper, and servers of it that do as the test says.
 
-A server here is a process that hands its end of the keeper's channel over to the test and then waits for orders.
+A server here is a process that hands its end of the keeper's channel over to the test and waits for orders.
 The test speaks the protocol itself; the process is there to be killed, stopped and ended.
 """
 

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 DESCRIPTOR_SIZE = 4
 WORDS_MAX = 64
+TEXT_MAX = 4_000
+"""Characters of a reason or notice: escaped, they are six bytes each at most, and a message has 64 KiB."""
 WATCHDOG_S = keeper.TIMES_S["--watchdog"]
 RESPAWN_DELAY_S = 1.0
 RESPAWN_DELAY_MAX_S = 30.0
@@ -115,6 +117,12 @@ class Keeping:
         self._ready = ""
         self._is_reloading = False
         self._spawned: subprocess.Popen[bytes] | None = None
+        self._keeper_pid = os.getppid()
+
+    @property
+    def keeper_pid(self) -> int:
+        """The keeper's process; 0 while there is none."""
+        return self._keeper_pid
 
     # At the start
 
@@ -166,7 +174,7 @@ class Keeping:
 
     def ready(self, notice: str = "") -> None:
         """Say that all that was held is served, and *notice* to whoever started us (usually nothing)."""
-        self._ready = f"ready {json.dumps({'ready': True, 'notice': notice})}"
+        self._ready = f"ready {json.dumps({'ready': True, 'notice': notice[:TEXT_MAX]})}"
         self._send(self._ready)
 
     def failed(self, error: str, *, used_wrongly: bool = False) -> None:
@@ -174,7 +182,7 @@ class Keeping:
 
         In the foreground nobody repeats *error*: the server writes it to standard error itself.
         """
-        word = {"ready": False, "error": error, "used_wrongly": used_wrongly}
+        word = {"ready": False, "error": error[:TEXT_MAX], "used_wrongly": used_wrongly}
         self._send(f"failed {json.dumps(word)}")
 
     def reload(self, offers: Mapping[str, int]) -> None:
@@ -272,8 +280,7 @@ class Keeping:
     def _on_death(self) -> None:
         """Let go of a dead keeper, and say what that means if it does not just get a successor."""
         self._close_channel()
-        if self._spawned:
-            self._spawned.poll()
+        self._keeper_pid = 0
         is_first = not self._ready and not self._start.restarts
         if os.environ.get("NOTIFY_SOCKET"):
             self._tell(Leave("the keeper died, and systemd starts another"))
@@ -294,6 +301,8 @@ class Keeping:
         """Start a keeper that adopts this server, if it is to live on."""
         if not self._must_replace_keeper():
             return
+        if self._spawned:
+            self._spawned.poll()  # no zombie of an earlier one
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         own = os.pidfd_open(os.getpid())
         try:
@@ -316,7 +325,7 @@ class Keeping:
             theirs.close()
         log.warning("the keeper died; process %d is another", self._spawned.pid)
         ours.setblocking(False)
-        self._channel = ours
+        self._channel, self._keeper_pid = ours, self._spawned.pid
         if self._ready:
             self._send(self._ready)
 
