@@ -64,7 +64,8 @@ HELD_MAX = 256
 OUTBOX_MAX = HELD_MAX + 16
 MESSAGE_MAX = 65_536
 MESSAGES_AT_A_TIME = 64
-LINE_MAX = 4_000
+LINE_MAX = 1_000
+"""Characters, of up to four bytes."""
 STDERR_MAX = 1 << 20
 """Of a server that is not ready yet; what it says beyond is lost."""
 NAME_LENGTH_MAX = 200
@@ -76,17 +77,26 @@ SIGNAL_NAMES = {
 }
 
 
-def log(line: str) -> None:
-    """Write *line* to standard error if that can be had without waiting."""
-    data = f"torrentfs keeper: {' '.join(line.split())}".encode(errors="replace")[:LINE_MAX] + b"\n"
+def write(descriptor: int, text: str) -> None:
+    """Write *text* as a line, if that can be had without waiting.
+
+    A pipe that is ready takes PIPE_BUF = 4096 bytes at once, and 64 KiB if it is empty.
+    """
     look = select.poll()
-    look.register(2, select.POLLOUT)
+    look.register(descriptor, select.POLLOUT)
     try:
-        # A pipe that is ready takes PIPE_BUF = 4096 bytes at once.
         if any(events & select.POLLOUT for _, events in look.poll(0)):
-            os.write(2, data)
+            os.write(descriptor, text.encode(errors="replace") + b"\n")
     except OSError:
         pass  # nobody reads it
+
+
+def log(text: str) -> None:
+    """Write *text* to standard error as the server's log would."""
+    now = time.time()
+    date = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
+    line = " ".join(text.split())[:LINE_MAX]
+    write(2, f"{date},{int(now * 1000) % 1000:03d} WARNING torrentfs.keeper: {line}")
 
 
 def is_name(text: str) -> bool:
@@ -155,11 +165,16 @@ class Outbox:
 
     def put(self, text: str, descriptor: int = -1) -> None:
         """Send *text* with *descriptor*, which stays the caller's."""
-        if len(self.waiting) >= OUTBOX_MAX:
-            return  # who does not read so much is beyond being told
-        copy = os.dup(descriptor) if descriptor >= 0 else -1
+        try:
+            copy = os.dup(descriptor) if descriptor >= 0 else -1
+        except OSError as error:
+            log(f"{text} cannot be passed on: {error.strerror}")
+            return
         self.waiting.append((text.encode(errors="replace"), copy))
         self.flush()
+        if len(self.waiting) > OUTBOX_MAX:
+            log(f"{text} cannot be passed on: nothing is read there")
+            self._forget(-1)
 
     def flush(self) -> None:
         """Send what can be sent now."""
@@ -174,15 +189,15 @@ class Outbox:
             except OSError:
                 self.discard()  # nobody is there; if that was a server, its death is seen elsewhere
                 return
-            self._forget_first()
+            self._forget(0)
 
     def discard(self) -> None:
         """Forget what waits."""
         while self.waiting:
-            self._forget_first()
+            self._forget(0)
 
-    def _forget_first(self) -> None:
-        _, descriptor = self.waiting.pop(0)
+    def _forget(self, place: int) -> None:
+        _, descriptor = self.waiting.pop(place)
         if descriptor >= 0:
             os.close(descriptor)
 
@@ -279,7 +294,9 @@ class Server:
         self.ready_at = NEVER
         self.reason = ""  # why we killed it, or its own
         self.is_connected = True
+        self.code: int | None = None  # it exited with, or its signal, negative; None: not known
         self.is_done = False
+        self.has_failed = False  # and said why
         self.has_babbled = False
 
     def kill(self, reason: str) -> None:
@@ -318,17 +335,22 @@ class Server:
         word, _, rest = data.decode(errors="replace").partition(" ")
         return word, rest, descriptor
 
-    def bury(self) -> int | None:
-        """Let go of all; return the exit code, negative for a signal, or None: not known."""
-        try:
-            _, status = os.waitpid(self.pid, os.WNOHANG) if self.pid else (0, 0)
-            code = os.waitstatus_to_exitcode(status) if self.pid else None
-        except (ChildProcessError, ValueError):
-            code = None
+    def close(self) -> None:
+        """Let go of it."""
         self.outbox.discard()
         self.channel.close()
         os.close(self.pidfd)
-        return code
+        self.forget_stderr()
+
+    def how_it_ended(self) -> str:
+        """Return its end in words."""
+        if self.reason:
+            return self.reason
+        if self.code is None:
+            return "it ended, how is not known"
+        if self.code >= 0:
+            return f"it exited with code {self.code}"
+        return f"killed by {SIGNAL_NAMES.get(-self.code, f'signal {-self.code}')}"
 
     def last_line(self) -> str:
         """Return the last that it said on standard error."""
@@ -350,24 +372,20 @@ def spawn(command: list[str], *, foreground: bool) -> Server:
     Raises: OSError.
     """
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    stderr = -1
+    stderr = -1 if foreground else bounded_file()
+    actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    ]
+    if not foreground:
+        actions.append((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0))
+        actions.append((os.POSIX_SPAWN_DUP2, stderr, 2))
+    pid = 0
     try:
-        os.set_inheritable(theirs.fileno(), True)
-        actions: list[tuple[int, int, str, int, int] | tuple[int, int, int]] = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
-        ]
-        if not foreground:
-            # A file that cannot grow, not a pipe: nobody need read it, and its length is bounded.
-            stderr = os.memfd_create("stderr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(stderr, STDERR_MAX)
-            fcntl.fcntl(stderr, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
-            actions += [
-                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                (os.POSIX_SPAWN_DUP2, stderr, 2),
-            ]
+        theirs_number = theirs.fileno()
+        os.set_inheritable(theirs_number, True)
         pid = os.posix_spawn(
             command[0],
-            [*command, "--keeper", str(theirs.fileno())],
+            [*command, "--keeper", str(theirs_number)],
             os.environ,
             file_actions=actions,
             setpgroup=0,  # Ctrl-C is for the keeper, which tells the server
@@ -379,9 +397,19 @@ def spawn(command: list[str], *, foreground: bool) -> Server:
         ours.close()
         if stderr >= 0:
             os.close(stderr)
+        if pid:
+            os.kill(pid, _signal.SIGKILL)
         raise
     finally:
         theirs.close()
+
+
+def bounded_file() -> int:
+    """Return a file in memory that cannot grow: unlike a pipe it need not be read, and it is bounded."""
+    descriptor = os.memfd_create("stderr", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, STDERR_MAX)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+    return descriptor
 
 
 class Keeper:
@@ -438,8 +466,10 @@ class Keeper:
         ended = self.wait()
         for server in self.servers():
             self.heed(server)
+        self.reap()
         for server in ended:
             self.bury(server)
+        self.heed_signals()
         now = time.monotonic()
         if now >= self.end_at:
             log(f"the server did not end within {self.options.end_deadline_s:g} s")
@@ -472,12 +502,21 @@ class Keeper:
         # Rounded up, or the last millisecond is spent looking.
         happened = {descriptor for descriptor, _ in poll.poll(int(timeout_s * 1000) + 1)}
         self.forgive(servers, time.monotonic() - before - timeout_s)
-        self.heed_signals()
         for server in servers:
             server.outbox.flush()
         if outbox:
             outbox.flush()
         return [server for server in servers if server.pidfd in happened]
+
+    def reap(self) -> None:
+        """Note the exit codes of dead servers; as a container's first process we are others' parent too."""
+        try:
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                for server in self.servers():
+                    if server.pid == ended[0]:
+                        server.code = os.waitstatus_to_exitcode(ended[1])
+        except ChildProcessError:
+            pass  # there is none
 
     def forgive(self, servers: list[Server], late_s: float) -> None:
         """Put deadlines off if we overslept: who stopped us (a freezer, Ctrl-Z) stopped the servers too."""
@@ -499,13 +538,13 @@ class Keeper:
             if message is None:
                 break
             word, rest, descriptor = message
-            is_taken = False
+            if server.phase == "serving":
+                server.deadline = time.monotonic() + self.options.watchdog_s
             try:
-                if server.phase == "serving":
-                    server.deadline = time.monotonic() + self.options.watchdog_s
-                is_taken = self.obey(server, word, rest, descriptor)
+                self.obey(server, word, rest, descriptor)
             finally:
-                if descriptor >= 0 and not is_taken:
+                kept = {*self.holdings.held.values(), *self.offers.values()}
+                if descriptor >= 0 and descriptor not in kept:
                     os.close(descriptor)
         if not server.is_connected and server.phase not in {"leaving", "killed", "alone"}:
             self.let_leave(server, "alone")
@@ -530,19 +569,19 @@ class Keeper:
 
     # What servers say
 
-    def obey(self, server: Server, word: str, rest: str, descriptor: int) -> bool:
-        """Do what one message asks for; return whether *descriptor* is ours now."""
+    def obey(self, server: Server, word: str, rest: str, descriptor: int) -> None:
+        """Do what one message asks for."""
         match word:
             case "alive":
                 pass
             case "hold" | "offer" if is_name(rest) and descriptor >= 0:
-                return self.hold(server, rest, descriptor, is_offer=word == "offer")
+                self.hold(server, rest, descriptor, is_offer=word == "offer")
             case "drop" if is_name(rest):
                 self.drop(server, rest)
             case "prepared" if server.phase == "preparing":
                 server.phase = "waiting"
                 self.advance()
-            case "ready" if server.phase == "starting":
+            case "ready" if server.phase in {"starting", "ending"}:
                 self.on_ready(server, rest)
             case "failed" if server.phase in {"preparing", "waiting", "starting"}:
                 self.on_failed(server, rest)
@@ -554,11 +593,10 @@ class Keeper:
             case "done" if server.phase not in {"preparing", "waiting"} and server not in self.left:
                 server.is_done = True
                 self.let_leave(server)
-            case "ready" | "suspended":
-                pass  # it crossed `end` or `resume`
+            case "suspended" if server is self.current:
+                pass  # it crossed `resume`
             case _:
                 self.complain(server, f"{word} {rest}")
-        return False
 
     def complain(self, server: Server, text: str) -> None:
         """Log the first message that makes no sense, but no flood of them."""
@@ -566,25 +604,23 @@ class Keeper:
             server.has_babbled = True
             log(f"the server said what cannot be heeded: {text[:200]!r}")
 
-    def hold(self, server: Server, name: str, descriptor: int, *, is_offer: bool) -> bool:
-        """Hold *descriptor*, or offer it to the candidate; return whether it is ours now."""
+    def hold(self, server: Server, name: str, descriptor: int, *, is_offer: bool) -> None:
+        """Hold *descriptor*, or offer it to the candidate."""
         if server in self.left:
-            return False
+            return
         if len({*self.holdings.held, *self.offers, name}) > HELD_MAX:
             self.complain(server, f"more than {HELD_MAX} descriptors: {name}")
-            return False
-        if is_offer or server is self.candidate:
+        elif is_offer or server is self.candidate:
             # What a candidate holds counts when it is ready: until then the old one may have to go on.
             self.offer(name, descriptor)
         else:
             self.holdings.put(name, descriptor)
-        return True
 
     def drop(self, server: Server, name: str) -> None:
-        if server is self.candidate:
-            self.offer(name, -1)
-        elif server is self.current:
+        if server is self.current:
             self.holdings.drop(name)
+        elif server is self.candidate and (name in self.holdings.held or name in self.offers):
+            self.offer(name, -1)
 
     def offer(self, name: str, descriptor: int) -> None:
         """Note for the candidate that *name* is *descriptor*, or -1: no more."""
@@ -642,10 +678,10 @@ class Keeper:
                 self.let_leave(self.current)
                 self.left.append(self.current)
             self.current = server
-        server.phase = "serving"
         server.ready_at = time.monotonic()
-        server.deadline = server.ready_at + self.options.watchdog_s
         server.forget_stderr()
+        if server.phase == "starting":
+            server.phase, server.deadline = "serving", server.ready_at + self.options.watchdog_s
         if not self.was_ready:
             self.was_ready = True
             self.manager.say("READY=1")
@@ -654,6 +690,7 @@ class Keeper:
     def on_failed(self, server: Server, rest: str) -> None:
         if not self.was_ready:
             self.tell_starter(rest)
+        server.has_failed = True
         server.reason = rest or "it failed, and did not say why"
         server.forget_stderr()
         self.let_leave(server)
@@ -682,7 +719,10 @@ class Keeper:
         try:
             self.current = self.spawn()
         except OSError as error:
-            self.without_current(f"cannot be started: {error}", "", 1, is_steady=False)
+            if self.was_ready:
+                self.restart(f"cannot be started: {error}", is_steady=False)
+            else:
+                self.never_ready(f"cannot be started: {error}", None, is_known=False)
 
     def bury(self, server: Server) -> None:
         """Go on after the death of *server*."""
@@ -695,17 +735,17 @@ class Keeper:
             self.current = None
         else:
             self.left.remove(server)
-        line = server.last_line()
-        server.forget_stderr()
-        code = server.bury()
-        reason = server.reason or how_it_ended(code)
+        reason, line = server.how_it_ended(), server.last_line()
+        server.close()
         if server.is_done:
             self.finish()
         elif is_candidate:
             self.without_candidate(f"{reason}: {line}" if line else reason)
+        elif is_current and not self.was_ready and not self.candidate:
+            self.never_ready(line or reason, server.code, is_known=server.has_failed)
         elif is_current:
             is_steady = time.monotonic() - server.ready_at >= self.options.steady_s
-            self.without_current(reason, line, code, is_steady=is_steady)
+            self.without_current(f"{reason}: {line}" if line else reason, is_steady=is_steady)
 
     def without_candidate(self, reason: str) -> None:
         """Let the old server go on, as there is no new one."""
@@ -720,18 +760,19 @@ class Keeper:
             if self.end_at < NEVER:
                 self.tell_end(self.current)
 
-    def without_current(self, reason: str, line: str, code: int | None, *, is_steady: bool) -> None:
-        """Go on after the death of the server, with another one if it ever was ready."""
+    def without_current(self, reason: str, *, is_steady: bool) -> None:
+        """Go on after the death of a server that was, or another that was, ready."""
         if self.candidate:
             log(f"the server ended: {reason}")
             self.advance()
-            return
-        self.settle_offers(succeeded=False)
-        if self.was_ready:
-            self.restart(f"{reason}: {line}" if line else reason, is_steady=is_steady)
-            return
-        error = f"the daemon ended before it was ready: {line or reason}"
-        if not self.is_told:
+        else:
+            self.settle_offers(succeeded=False)
+            self.restart(reason, is_steady=is_steady)
+
+    def never_ready(self, reason: str, code: int | None, *, is_known: bool) -> None:
+        """End after the death of the very first server; *is_known*: it said why itself."""
+        error = f"the daemon ended before it was ready: {reason}"
+        if not is_known:
             log(error)
         self.tell_starter(f'{{"ready": false, "error": {as_json(error)}, "used_wrongly": false}}')
         self.exit_code = code if code and code > 0 else 1
@@ -778,23 +819,10 @@ class Keeper:
         if self.is_told:
             return
         self.is_told = True
-        try:
-            os.set_blocking(1, False)
-            os.write(1, line.encode(errors="replace") + b"\n")
-        except OSError:
-            pass  # nobody waits for it
+        write(1, line)
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         os.dup2(null, 1)
         os.close(null)
-
-
-def how_it_ended(code: int | None) -> str:
-    """Return an exit code of ours, negative for a signal, in words."""
-    if code is None:
-        return "it ended, how is not known"
-    if code >= 0:
-        return f"it exited with code {code}"
-    return f"killed by {SIGNAL_NAMES.get(-code, f'signal {-code}')}"
 
 
 def receive_signals(*, foreground: bool) -> int:
@@ -823,9 +851,12 @@ def main() -> int:
     try:
         options = Options(sys.argv[1:])
     except UsageError as error:
-        log(str(error))
+        write(2, f"torrentfs keeper: {error}")
         return 2
     os.chdir("/")
+    if not options.foreground:
+        # Of the service that whoever started us belongs to: it is not ours to speak for.
+        os.environ.pop("NOTIFY_SOCKET", None)
     keeper = Keeper(options, receive_signals(foreground=options.foreground))
     keeper.holdings.take(take_listened(), is_stored=True)
     keeper.holdings.take(options.given, is_stored=False)
