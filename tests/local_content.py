@@ -47,6 +47,9 @@ class LocalContent:
             self._frames[ref, offset] = frame
         return frame
 
+    def locate(self, ref: TorrentRef, offset: int, stored: int) -> Path | None:
+        return None if ref.kind in self.held else self._public / ref.kind.url_path(ref.info_hash)
+
     def expect(self, refs: Sequence[TorrentRef]) -> None:
         self.expected += refs
 

@@ -8,6 +8,7 @@ is up to `Filesystem.fault`.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 import trio
@@ -66,6 +67,9 @@ class Source(Protocol):
             FetchError: why it did not come.
         """
 
+    def locate(self, ref: TorrentRef, offset: int, stored: int) -> Path | None:
+        """Return the file that holds a frame, if it is here and was checked; None if not."""
+
 
 class Filesystem:
     """A tree with its bytes, as the kernel's side asks for them."""
@@ -83,7 +87,8 @@ class Filesystem:
         self.is_fixed = tree.is_fixed
         self.readlink = tree.readlink
         self._lookup = tree.lookup
-        self._plan = tree.plan
+        self.plan = tree.plan
+        self.following = tree.following
         self._frame = source.frame
 
     def stats(self) -> ReadStats:
@@ -143,9 +148,25 @@ class Filesystem:
 
     def read_parts(self, inode: Inode, offset: int, length: int) -> list[bytes | memoryview]:
         """Do as `read`, in parts that follow one another: to join them would copy a long read once more."""
-        parts = [self._slice(wanted) for wanted in self._plan(inode, offset, length)]
+        return self.parts(self.plan(inode, offset, length))
+
+    def parts(self, slices: Sequence[Slice]) -> list[bytes | memoryview]:
+        """Return the bytes of *slices*, which `plan` gave, each by itself.
+
+        Raises:
+            NotCached.
+        """
+        parts = [self._slice(wanted) for wanted in slices]
         self._waits.bytes_read += sum(map(len, parts))
         return parts
+
+    def locate(self, wanted: Slice) -> Path | None:
+        """Return the file of the cache that holds the frame of *wanted*; None if it is not here.
+
+        Raises:
+            FormatError, CacheError.
+        """
+        return self._source.locate(wanted.ref, wanted.offset, wanted.stored) if wanted.ref else None
 
     async def later(self, missing: NotCached, inode: Inode, attempt: Callable[..., T], *values: object) -> T:
         """Wait for what *attempt* on *inode* misses and attempt again, within one deadline for all of it.
@@ -215,7 +236,7 @@ class Filesystem:
         """Return all that a read misses, of which *first* is known."""
         found = []
         try:
-            slices = self._plan(inode, offset, length)
+            slices = self.plan(inode, offset, length)
         except NotCached as error:
             return [error]
         for wanted in slices:

@@ -10,7 +10,8 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,11 +24,12 @@ from torrentfs.fuse.filesystem import Filesystem
 from torrentfs.fuse.journal import Journal, Negotiated
 from torrentfs.fuse.operations import Operations, Parts, TooSmall
 from torrentfs.fuse.protocol import InitFlag, Opcode
+from torrentfs.fuse.pusher import Pusher
 from torrentfs.fuse.reader import Channel, Reader, Replies, Request
 from torrentfs.fuse.signals import is_asked_to_end, is_dying
 from torrentfs.fuse.turns import Turns
 from torrentfs.repository.metainfo import NotCached
-from torrentfs.tree import Changes, Inode
+from torrentfs.tree import Changes
 
 FORGET_DEADLINE_S: Final = 5.0
 PAGES_MAX: Final = 256
@@ -43,7 +45,6 @@ PATIENCE_S: Final = 1.0
 FLAGS: Final = (
     InitFlag.ASYNC_READ
     | InitFlag.DO_READDIRPLUS
-    | InitFlag.READDIRPLUS_AUTO
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.MAX_PAGES
     | InitFlag.CACHE_SYMLINKS
@@ -85,7 +86,8 @@ class Session:
         self._has_ended = False
         self._one_at_a_time = trio.CapacityLimiter(1)
         self._token = trio.lowlevel.current_trio_token()
-        self._operations = Operations(filesystem)
+        self._pusher = Pusher(filesystem, channel.descriptor)
+        self._operations = Operations(filesystem, self._pusher.was_read)
         self._reader = Reader(
             channel,
             self._operations,
@@ -94,7 +96,7 @@ class Session:
             initialise=self._initialise,
             interrupted=lambda unique: self._token.run_sync_soon(self._interrupt, unique),
             wait=lambda request: self._token.run_sync_soon(self._begin, request),
-            was_read=self._was_read,
+            pusher=self._pusher,
         )
         self._nursery: trio.Nursery
 
@@ -144,25 +146,12 @@ class Session:
             task_status.started(self)
 
     async def _read(self) -> None:
-        """Run the thread; it ends when the kernel closes the connection, or at once if this is cancelled."""
-        ended = trio.Event()
-
-        async def run() -> None:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(
-                    self._reader.run, not self._ask_again(), limiter=trio.CapacityLimiter(1)
-                )
-            ended.set()
-
+        """Run the reader's thread; it ends when the kernel closes the connection, or this is cancelled."""
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(run)
-                try:
-                    await ended.wait()
-                finally:
-                    self._reader.stop()
+            await _in_thread(partial(self._reader.run, not self._ask_again()), self._reader.stop)
         finally:
             self._reader.close()
+            self._pusher.close()
             # Who still waits is nobody's any more, or a successor's.
             self._has_ended = True
             self._nursery.cancel_scope.cancel()
@@ -316,8 +305,22 @@ class Session:
                 "the kernel did not forget %d of %d changes: %s", len(refused), len(messages), refused[0]
             )
 
-    def _was_read(self, inode: Inode, body: memoryview, parts: Sequence[bytes | memoryview]) -> None:
-        """Take note of a read that was answered at once; called in the reader's thread."""
+
+async def _in_thread(run: Callable[[], None], stop: Callable[[], None]) -> None:
+    """Do *run* in a thread of its own to its end, which *stop* brings about if this is cancelled."""
+    done = trio.Event()
+
+    async def work() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(run, limiter=trio.CapacityLimiter(1))
+        done.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work)
+        try:
+            await done.wait()
+        finally:
+            stop()
 
 
 async def serve(

@@ -18,7 +18,7 @@ from torrentfs.fuse.filesystem import (
 )
 from torrentfs.fuse.protocol import Opcode
 from torrentfs.repository.metainfo import NotCached
-from torrentfs.tree import Attributes, Inode
+from torrentfs.tree import Attributes, Inode, Slice
 
 Parts: TypeAlias = Sequence[bytes | memoryview]
 Operation: TypeAlias = Callable[[Inode, memoryview], Parts]
@@ -26,7 +26,7 @@ Operation: TypeAlias = Callable[[Inode, memoryview], Parts]
 REPLY_MAX: Final = 1 << 20
 """The longest listing or attribute that is made at once, whatever the kernel has room for."""
 
-FIXED_ERRORS: Final = {
+FIXED_ERRORS: Final[dict[int, int]] = {
     # Answered so once, the kernel never asks again: it opens and closes files itself and keeps their pages,
     # and caches listings (linux/fuse.h, FUSE_NO_OPEN_SUPPORT of 7.23 and FUSE_NO_OPENDIR_SUPPORT of 7.29).
     Opcode.OPEN: errno.ENOSYS,
@@ -36,19 +36,22 @@ FIXED_ERRORS: Final = {
     Opcode.IOCTL: errno.ENOTTY,
 }
 """Operations that are refused alike for every inode; any other that is not known is ENOSYS."""
-SILENT: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
+SILENT: Final[frozenset[int]] = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
 """Requests that have no reply. Inodes are signed facts: nothing here counts who knows one."""
 
 
 class Operations:
     """The requests that a read-only tree has answers to; `table` finds them by opcode."""
 
-    def __init__(self, filesystem: Filesystem) -> None:
+    def __init__(self, filesystem: Filesystem, was_read: Callable[[Inode, Sequence[Slice]], None]) -> None:
+        """Tell *was_read* of every read that is answered at once: the slices that it got."""
         self._filesystem = filesystem
+        self._was_read = was_read
         self._uid, self._gid = filesystem.tree.owner
         self._lookup = filesystem.lookup
         self._attributes = filesystem.attributes
-        self._read_parts = filesystem.read_parts
+        self._plan = filesystem.plan
+        self._parts = filesystem.parts
         self._absent_for_good = (protocol.negative_entry_out(FIXED_TIMEOUT_S),)
         self._absent = (protocol.negative_entry_out(UPPER_TIMEOUT_S),)
         self.table: dict[int, Operation] = {
@@ -85,7 +88,10 @@ class Operations:
     def read(self, inode: Inode, body: memoryview) -> Parts:
         """Return a range of a file."""
         _, offset, size = protocol.read_in(body)
-        return self._read_parts(inode, offset, size)
+        slices = self._plan(inode, offset, size)
+        parts = self._parts(slices)
+        self._was_read(inode, slices)
+        return parts
 
     def readdir(self, inode: Inode, body: memoryview) -> Parts:
         """List names, as many as there is room for."""

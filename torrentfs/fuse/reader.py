@@ -19,6 +19,7 @@ from torrentfs.fuse.errnos import errno_of
 from torrentfs.fuse.journal import Journal
 from torrentfs.fuse.operations import FIXED_ERRORS, SILENT, Operation, Operations, Parts
 from torrentfs.fuse.protocol import Opcode
+from torrentfs.fuse.pusher import Pusher
 from torrentfs.fuse.turns import Turns
 from torrentfs.tree import Inode
 
@@ -90,11 +91,11 @@ class Reader:
         initialise: Callable[[int, memoryview], None],
         interrupted: Callable[[int], None],
         wait: Callable[[Request], None],
-        was_read: Callable[[Inode, memoryview, Parts], None],
+        pusher: Pusher,
     ) -> None:
         """Hand INIT to *initialise*, INTERRUPTs to *interrupted*, what cannot be answered now to *wait*.
 
-        *was_read* is told of every read that was answered at once. All are called in the thread.
+        All three, and *pusher*, are called in the thread.
         """
         self._descriptor = channel.descriptor
         self._journal = channel.journal
@@ -105,7 +106,7 @@ class Reader:
         self._initialise = initialise
         self._interrupted = interrupted
         self._wait = wait
-        self._was_read = was_read
+        self._pusher = pusher
         self._stopping = False
         self._starved = False
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -121,10 +122,10 @@ class Reader:
         Raises:
             OSError: the kernel's side failed in a way that is not foreseen.
         """
-        for slot, message in list(self._journal.left()):
-            if not (replay and self._serve(slot, message)):
-                self._journal.free(slot)
-        slot = self._journal.take()
+        for left, message in list(self._journal.left()):
+            if not (replay and self._serve(left, message)):
+                self._journal.free(left)
+        slot: int | None = self._journal.take()
         while not self._stopping:
             if slot is None:
                 slot = self._await_slot()
@@ -223,8 +224,9 @@ class Reader:
             return True
         else:
             self._replies.answer(unique, parts)
-            if opcode == Opcode.READ:
-                self._was_read(inode, body, parts)
+            if self._pusher.is_due:
+                with self._turns:
+                    self._pusher.push()
         finally:
             self.busy_since_ns = 0
         return False

@@ -143,16 +143,26 @@ class Store:
         Raises:
             CacheError: the disk refuses.
         """
-        states, piece_length = held.states, held.piece_length
-        for piece in range(offset // piece_length, (offset + length - 1) // piece_length + 1):
-            if states[piece] != CHECKED and not self._check(held, PieceIndex(piece)):
-                return None
+        if not self.check(held, offset, length):
+            return None
         data = self._pread(held, offset, length)
         if len(data) != length:
             self.drop(held, held.pieces(offset, length))
             return None
         self._used.add(held)
         return data
+
+    def check(self, held: Held, offset: int, length: int) -> bool:
+        """Tell whether all pieces of a range are here and, once a start, what they were when claimed.
+
+        Raises:
+            CacheError: the disk refuses.
+        """
+        states, piece_length = held.states, held.piece_length
+        for piece in range(offset // piece_length, (offset + length - 1) // piece_length + 1):
+            if states[piece] != CHECKED and not self._check(held, PieceIndex(piece)):
+                return False
+        return True
 
     def claim(self, held: Held, pieces: Iterable[PieceIndex]) -> None:
         """Write down pieces that the swarm has verified and written; only then may readers have them.

@@ -27,7 +27,7 @@ class Tasks:
         self._nursery.start_soon(self._do, work, *arguments)
 
     def soon(self, call: Callable[[*Arguments], object], *arguments: *Arguments) -> None:
-        """Call at once in trio's thread, and from any other soon: a FUSE thread must not touch trio itself."""
+        """Call at once in trio's thread, and from any other soon: a FUSE thread must not touch trio."""
         if self._token is None or threading.get_ident() == self._thread:
             call(*arguments)
         else:

@@ -7,6 +7,7 @@ all of it decoding.
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from torrentfs.errors import FormatError
 from torrentfs.node.fetch import Fetcher
@@ -78,6 +79,17 @@ class View:
             frame = self._decode(ref, offset, stored, self.range(ref, offset, stored))
             self._frames.put(key, frame)
         return frame
+
+    def locate(self, ref: TorrentRef, offset: int, stored: int) -> Path | None:
+        """Return the file that holds a frame, if its pieces are here and are what they were; None if not.
+
+        Raises:
+            FormatError: the range is not within the torrent.
+            CacheError: the disk refuses.
+        """
+        _check_range(ref, offset, stored, FRAME_STORED_MAX)
+        held = self._held(ref)
+        return self._store.path(ref) if held and self._store.check(held, offset, stored) else None
 
     def expect(self, refs: Sequence[TorrentRef]) -> None:
         """Get ready for torrents that will be read soon; no wait."""

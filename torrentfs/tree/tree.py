@@ -149,6 +149,22 @@ class Tree:
             return whole(entry, manifest.packs)
         return cut(manifest.extents(entry, offset, end - offset), manifest.packs, offset, end)
 
+    def following(self, inode: Inode, size_max: int) -> Iterator[tuple[Inode, Slice]]:
+        """Iterate over the files after *inode* in its directory that are one slice, *size_max* bytes at most.
+
+        A walk reads them next. Nothing follows what lies above the packages.
+        """
+        if inode >= UPPER_BIT or inode == ROOT:
+            return
+        manifest, entry = self._entry(inode)
+        ordinal, number = inode >> ENTRY_BITS, inode & ENTRY_MASK
+        first = manifest.entry(entry.parent).first_child
+        for sibling, child in manifest.children(entry.parent, number - first + 1):
+            small = child.mode & _FORMAT == stat.S_IFREG and 0 < child.size <= size_max
+            if small and len(child.extents) == 1 and child.extents[0].length == child.size:
+                [wanted] = whole(child, manifest.packs)
+                yield attributes.of_entry(ordinal, sibling, child).inode, wanted
+
     def path(self, inode: Inode) -> bytes:
         """Name an inode for people, relative to the root, as well as can be told without waiting."""
         if inode == ROOT:
