@@ -237,7 +237,7 @@ def test_a_server_that_ends_unmounts_and_frees_its_readers(mount: Mount) -> None
 
 
 @pytest.mark.root
-def test_an_aborted_connection_ends_a_server_whose_readers_wait(mount: Mount) -> None:
+def test_an_aborted_connection_ends_a_server_whose_readers_wait(mount: Mount, front: str) -> None:
     os.listdir(mount.path / "soft/v1")
     mount.tell("hold pack")
     readers = read_all([mount.path / "soft/v1/3"])
@@ -247,8 +247,9 @@ def test_an_aborted_connection_ends_a_server_whose_readers_wait(mount: Mount) ->
 
     assert mount.process.wait(WAIT_S) == 0
     assert readers.communicate(timeout=WAIT_S)[0].startswith("errno ")
-    with pytest.raises(MountError):
-        kernel.device_of(mount.path)
+    if front == "pyfuse3":  # the native one leaves mount and unmount to the daemon
+        with pytest.raises(MountError):
+            kernel.device_of(mount.path)
 
 
 @pytest.mark.root
