@@ -10,10 +10,10 @@ import logging
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -57,6 +57,7 @@ FLAGS: Final = (
 """What we ask for, as far as the kernel offers it (linux/fuse.h, FUSE_INIT)."""
 NEEDED: Final = InitFlag.NO_OPEN_SUPPORT | InitFlag.NO_OPENDIR_SUPPORT
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 __all__ = ["Channel", "Journal", "Session", "serve"]
@@ -86,7 +87,11 @@ class Session:
         self._has_ended = False
         self._one_at_a_time = trio.CapacityLimiter(1)
         self._token = trio.lowlevel.current_trio_token()
-        self._pusher = Pusher(filesystem, channel.descriptor)
+        self._pusher = Pusher(
+            filesystem,
+            channel.descriptor,
+            lambda process: self._token.run_sync_soon(self._start, self._collect, process),
+        )
         self._operations = Operations(filesystem, self._pusher.was_read)
         self._reader = Reader(
             channel,
@@ -95,7 +100,7 @@ class Session:
             spin_us=settings.spin_us,
             initialise=self._initialise,
             interrupted=lambda unique: self._token.run_sync_soon(self._interrupt, unique),
-            wait=lambda request: self._token.run_sync_soon(self._begin, request),
+            wait=lambda request: self._token.run_sync_soon(self._start, self._later, request),
             pusher=self._pusher,
         )
         self._nursery: trio.Nursery
@@ -213,10 +218,19 @@ class Session:
 
     # Requests that wait
 
-    def _begin(self, request: Request) -> None:
-        if self._has_ended:
-            return
-        self._nursery.start_soon(self._later, request)
+    def _start(self, work: Callable[[T], Awaitable[None]], what: T) -> None:
+        """Start *work*; asked for by the reader's thread, perhaps just before the end."""
+        if not self._has_ended:
+            self._nursery.start_soon(work, what)
+
+    async def _collect(self, process: "subprocess.Popen[bytes]") -> None:
+        """Wait for a process to end, so that no zombie stays."""
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+            process.poll()
 
     async def _later(self, request: Request) -> None:
         """Answer a request that was not answered at once. Cancelled from outside, it is the successor's."""

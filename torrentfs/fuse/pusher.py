@@ -12,8 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -42,8 +41,10 @@ RESTART_S: Final = 10.0
 class Pusher:
     """What one mount's kernel is given unasked. Called by the thread that reads requests, but for `close`."""
 
-    def __init__(self, filesystem: Filesystem, descriptor: int) -> None:
-        """Push over /dev/fuse, *descriptor*."""
+    def __init__(
+        self, filesystem: Filesystem, descriptor: int, started: Callable[["subprocess.Popen[bytes]"], None]
+    ) -> None:
+        """Push over /dev/fuse, *descriptor*; *started* is given each process, to collect it when it ends."""
         self._filesystem = filesystem
         self._descriptor = descriptor
         self._ref: TorrentRef | None = None
@@ -51,7 +52,7 @@ class Pusher:
         self._run = 0
         self._due: Inode | None = None
         self._pushed = range(0)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._began = started
         self._socket: socket.socket | None = None
         self._started_s = float("-inf")
 
@@ -128,13 +129,10 @@ class Pusher:
         if time.monotonic() - self._started_s < RESTART_S:
             return
         self._started_s = time.monotonic()
-        if self._process is not None:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(0)
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             try:
-                self._process = subprocess.Popen(
+                process = subprocess.Popen(
                     # -P: a module of that name in a working directory must not run in our place.
                     [sys.executable, "-P", "-m", PROCESS, str(its.fileno()), str(self._descriptor)],
                     stdin=subprocess.DEVNULL,
@@ -148,3 +146,4 @@ class Pusher:
                 return
         ours.setblocking(False)
         self._socket = ours
+        self._began(process)
