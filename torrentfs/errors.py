@@ -26,6 +26,7 @@ edge only.
         ├── NoAttribute         no such extended attribute
         ├── NameTooLong         a name that no directory can hold
         ├── NotSupported        an operation that torrentfs does not have
+        ├── TooSmall            room for an answer that cannot hold it
         └── StaleInode          an inode whose revision this node does not know
 
 `NotCached` stands apart: it is how a function without I/O says which bytes it needs first.
@@ -122,6 +123,10 @@ class NameTooLong(TreeError):
 
 class NotSupported(TreeError):
     """An operation that torrentfs does not have."""
+
+
+class TooSmall(TreeError):
+    """The caller's room cannot hold the answer (ERANGE, as getxattr(2) has it)."""
 
 
 class StaleInode(TreeError):

@@ -12,6 +12,7 @@ from torrentfs.errors import (
     NotFound,
     NotSupported,
     StaleInode,
+    TooSmall,
     TreeError,
 )
 
@@ -24,6 +25,7 @@ TABLE: Final[dict[type[TreeError], int]] = {
     NoAttribute: errno.ENODATA,
     NameTooLong: errno.ENAMETOOLONG,
     NotSupported: errno.EOPNOTSUPP,
+    TooSmall: errno.ERANGE,
     StaleInode: errno.ESTALE,
 }
 

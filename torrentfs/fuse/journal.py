@@ -14,6 +14,7 @@ import os
 import struct
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,7 +40,7 @@ class Negotiated:
 
 
 class Journal:
-    """The slots of one mount. `take` and `free` are for one thread at a time."""
+    """The slots of one mount. Any thread may `take` and `free`: a list's own append and pop are atomic."""
 
     def __init__(self, descriptor: int) -> None:
         """Take over the journal in *descriptor*, which is ours from now on; `create` makes one.
@@ -48,13 +49,15 @@ class Journal:
             FormatError: it is none.
         """
         self.descriptor = descriptor
-        length = os.fstat(descriptor).st_size
-        if length < HEAD_LENGTH:
-            raise FormatError("not a journal of requests")
-        self._map = mmap.mmap(descriptor, length)
+        try:
+            length = os.fstat(descriptor).st_size
+            self._map = mmap.mmap(descriptor, max(length, HEAD_LENGTH))
+        except (OSError, ValueError) as error:
+            raise FormatError(f"not a journal of requests: {error}") from None
         magic, count, _, _ = _HEAD.unpack_from(self._map)
         if magic != _MAGIC or not 0 < count <= SLOTS_MAX or HEAD_LENGTH + count * SLOT_LENGTH > length:
             raise FormatError("not a journal of requests")
+        self._count = count
         self._view = memoryview(self._map)
         self._slots: dict[int, memoryview] = {}
         # The lowest first: the pages of those that were never needed are never allocated.
@@ -62,11 +65,12 @@ class Journal:
 
     @classmethod
     def create(cls, slot_count: int) -> "Journal":
-        """Make an empty journal.
+        """Make an empty journal of *slot_count* slots, or SLOTS_MAX if that is fewer.
 
         Raises:
             OSError: no memory, or no descriptor.
         """
+        slot_count = min(slot_count, SLOTS_MAX)
         descriptor = os.memfd_create("torrentfs-journal", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, HEAD_LENGTH + slot_count * SLOT_LENGTH)
         os.pwrite(descriptor, _HEAD.pack(_MAGIC, slot_count, 0, 0), 0)
@@ -85,7 +89,10 @@ class Journal:
 
     def take(self) -> int | None:
         """Return a free slot, ours until `free`; None if none is."""
-        return self._unused.pop() if self._unused else None
+        try:
+            return self._unused.pop()
+        except IndexError:
+            return None
 
     def buffer(self, slot: int) -> memoryview:
         """Return the memory of a slot."""
@@ -103,8 +110,7 @@ class Journal:
     def left(self) -> Iterator[tuple[int, memoryview]]:
         """Iterate over the slots that a predecessor left in use, each with its request."""
         unused = set(self._unused)
-        count = (len(self._view) - HEAD_LENGTH) // SLOT_LENGTH
-        for slot in range(count):
+        for slot in range(self._count):
             if slot not in unused:
                 buffer = self.buffer(slot)
                 length = int.from_bytes(buffer[:4], sys.byteorder)
@@ -115,7 +121,8 @@ class Journal:
         for view in self._slots.values():
             view.release()
         self._view.release()
-        self._map.close()
+        with suppress(BufferError):  # a request that somebody still looks at keeps the memory
+            self._map.close()
         os.close(self.descriptor)
 
     def _is_used(self, slot: int) -> bool:

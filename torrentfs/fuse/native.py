@@ -22,7 +22,7 @@ from torrentfs.errors import MountError
 from torrentfs.fuse import kernel, protocol
 from torrentfs.fuse.filesystem import Filesystem
 from torrentfs.fuse.journal import Journal, Negotiated
-from torrentfs.fuse.operations import Operations, Parts, TooSmall
+from torrentfs.fuse.operations import Operations, Parts
 from torrentfs.fuse.protocol import InitFlag, Opcode
 from torrentfs.fuse.pusher import Pusher
 from torrentfs.fuse.reader import Channel, Reader, Replies, Request
@@ -256,8 +256,6 @@ class Session:
                     return await filesystem.later(missing, inode, request.operation, inode, request.body)
                 _, offset, length = protocol.read_in(request.body)
                 return (await filesystem.read_later(missing, inode, offset, length),)
-        except TooSmall:
-            return errno.ERANGE
         except Exception as error:
             return self._fault(request, error)
 

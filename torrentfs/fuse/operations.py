@@ -8,6 +8,7 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
+from torrentfs.errors import TooSmall
 from torrentfs.fuse import protocol
 from torrentfs.fuse.filesystem import (
     BLOCK_SIZE,
@@ -36,7 +37,7 @@ FIXED_ERRORS: Final[dict[int, int]] = {
     Opcode.IOCTL: errno.ENOTTY,
 }
 """Operations that are refused alike for every inode; any other that is not known is ENOSYS."""
-SILENT: Final[frozenset[int]] = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
+SILENT: Final[frozenset[int]] = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.NOTIFY_REPLY})
 """Requests that have no reply. Inodes are signed facts: nothing here counts who knows one."""
 
 
@@ -142,6 +143,8 @@ class Operations:
                 made = record(found, name, position)
                 room -= len(made)
                 if room < 0:
+                    if not records:  # an empty answer would be the end of the directory
+                        raise TooSmall(f"{len(made)} bytes of a listing are too many")
                     break
                 records.append(made)
         except NotCached:
@@ -171,14 +174,10 @@ class Operations:
         )
 
 
-class TooSmall(Exception):
-    """The caller's buffer cannot hold an attribute: ERANGE (getxattr(2))."""
-
-
 def _sized(value: bytes, size: int) -> Parts:
     """Return an attribute as getxattr(2) wants it: just its length if *size* is 0."""
     if size == 0:
         return (protocol.xattr_size_out(len(value)),)
     if len(value) > size:
-        raise TooSmall
+        raise TooSmall(f"{len(value)} bytes into {size}")
     return (value,)

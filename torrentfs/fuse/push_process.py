@@ -80,7 +80,7 @@ class Process:
             try:
                 os.writev(self._device, (head, view[file.skip : file.skip + file.length]))
             except FileNotFoundError:
-                return True  # the kernel does not know that inode yet, nor what follows it
+                continue  # the kernel does not know that inode yet; those before it, perhaps
             except OSError as error:
                 return error.errno not in _GONE
         return True

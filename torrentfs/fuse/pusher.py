@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -33,6 +34,8 @@ SIZE_MAX: Final = 128 * 1024
 """The largest file that is pushed: the kernel reads ahead in larger ones by itself."""
 BUDGET: Final = 512 * 1024
 """Bytes pushed for one read."""
+FILES_MAX: Final = 512
+"""Files pushed for one read: of tiny ones, a message would have no room for more than some 5000."""
 PROCESS: Final = "torrentfs.fuse.push_process"
 RESTART_S: Final = 10.0
 """A process that ended is not started again sooner."""
@@ -58,7 +61,7 @@ class Pusher:
 
     def was_read(self, inode: Inode, slices: Sequence[Slice]) -> None:
         """Take note of a read that is about to be answered."""
-        if len(slices) != 1:
+        if len(slices) != 1 or slices[0].ref is None:
             return
         read = slices[0]
         forward = read.ref is self._ref and self._offset <= read.offset <= self._offset + NEAR
@@ -74,7 +77,8 @@ class Pusher:
         if inode is None:
             return
         frames, last = self._following(inode)
-        if frames and self._send(frames):
+        # Also if nothing follows: each read of a large file would look again.
+        if not frames or self._send(frames):
             self._pushed = range(inode, last + 1)
 
     def close(self) -> None:
@@ -91,19 +95,21 @@ class Pusher:
     def _following(self, inode: Inode) -> tuple[list[Frame], Inode]:
         """Return what is worth to be pushed after *inode*, frame by frame, and the last inode of it."""
         frames: list[Frame] = []
-        left, last = BUDGET, inode
+        left, last, frame = BUDGET, inode, None
         try:
-            for following, wanted in self._filesystem.following(inode, SIZE_MAX):
+            for following, wanted in islice(self._filesystem.following(inode, SIZE_MAX), FILES_MAX):
                 left -= wanted.length
                 if left < 0 or wanted.ref is None:
                     break
-                if not frames or frames[-1].offset != wanted.offset:
+                # Frames of two packs may begin at the same offset, and often do: at 0.
+                if (wanted.ref, wanted.offset) != frame:
+                    frame = wanted.ref, wanted.offset
                     path = self._filesystem.locate(wanted)
                     if path is None:
                         break
                     frames.append(Frame(os.fsencode(path), wanted.offset, wanted.stored, []))
                 frames[-1].files.append(File(following, wanted.skip, wanted.length))
-                last = following
+                last = max(last, following)  # of hard links, the first name's, which may lie before
         except (NotCached, TorrentfsError):
             # Nobody asked for it: who does waits for it, or gets the error.
             return [], inode
@@ -129,21 +135,33 @@ class Pusher:
         if time.monotonic() - self._started_s < RESTART_S:
             return
         self._started_s = time.monotonic()
-        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with its:
-            try:
-                process = subprocess.Popen(
-                    # -P: a module of that name in a working directory must not run in our place.
-                    [sys.executable, "-P", "-m", PROCESS, str(its.fileno()), str(self._descriptor)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    pass_fds=[its.fileno(), self._descriptor],
-                    cwd="/",
-                )
-            except OSError as error:
-                log.warning("walks are slower than they could be: %s", error)
-                ours.close()
-                return
-        ours.setblocking(False)
-        self._socket = ours
-        self._began(process)
+        try:
+            self._socket, process = _started(self._descriptor)
+        except OSError as error:
+            log.warning("walks are slower than they could be: %s", error)
+        else:
+            self._began(process)
+
+
+def _started(device: int) -> tuple[socket.socket, "subprocess.Popen[bytes]"]:
+    """Start the process that pushes over *device*; return the socket that it takes orders from.
+
+    Raises:
+        OSError: no descriptor or no process is to be had.
+    """
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    with its:
+        try:
+            # -P: a module of that name in a working directory must not run in our place.
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", PROCESS, str(its.fileno()), str(device)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[its.fileno(), device],
+                cwd="/",
+            )
+        except OSError:
+            ours.close()
+            raise
+    return ours, process

@@ -10,6 +10,7 @@ import os
 import select
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +27,10 @@ from torrentfs.tree import Inode
 log = logging.getLogger(__name__)
 
 _FREE: Final = bytes(4)
+_PARTS_MAX: Final = os.sysconf("SC_IOV_MAX") - 1
+"""Parts of an answer that writev(2) takes beside the header: 1023 on Linux."""
+_GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
+"""What reading and writing end in when the connection has ended."""
 _RETRY: Final = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
 """What reading ends in when a request was taken back, or a signal came (fuse(4))."""
 
@@ -59,23 +64,28 @@ class Replies:
 
     def answer(self, unique: int, parts: Parts) -> None:
         """Answer with a body, in parts."""
+        if len(parts) > _PARTS_MAX:
+            parts = (b"".join(parts),)
         length = protocol.OUT_HEADER.size + sum(map(len, parts))
-        self.send((protocol.OUT_HEADER.pack(length, 0, unique), *parts))
+        if not self.send((protocol.OUT_HEADER.pack(length, 0, unique), *parts)):
+            self.refuse(unique, errno.EIO)  # or whoever asked waits for ever
 
     def refuse(self, unique: int, code: int) -> None:
         """Answer with an errno."""
         self.send((protocol.error_reply(unique, code),))
 
-    def send(self, parts: Parts) -> None:
-        """Write one whole message."""
+    def send(self, parts: Parts) -> bool:
+        """Write one whole message; tell whether that is all that can be done."""
         try:
             os.writev(self._descriptor, parts)
         except FileNotFoundError:
             pass  # whoever asked was killed, or a predecessor answered already
         except OSError as error:
             # The connection has ended, which the reader finds out; or the kernel refuses what we made of it.
-            if error.errno not in (errno.ENODEV, errno.ECONNABORTED):
+            if error.errno not in _GONE:
                 log.error("the kernel refused a reply of %d bytes: %s", sum(map(len, parts)), error.strerror)
+                return False
+        return True
 
 
 class Reader:
@@ -163,7 +173,7 @@ class Reader:
         except BlockingIOError:
             self._look()
         except OSError as error:
-            if error.errno == errno.ENODEV:
+            if error.errno in _GONE:
                 return -1
             if error.errno not in _RETRY:
                 raise
@@ -225,20 +235,29 @@ class Reader:
         else:
             self._replies.answer(unique, parts)
             if self._pusher.is_due:
-                with self._turns:
-                    self._pusher.push()
+                self._push()
         finally:
             self.busy_since_ns = 0
         return False
+
+    def _push(self) -> None:
+        try:
+            with self._turns:
+                self._pusher.push()
+        except Exception:  # nobody asked for it: not worth the mount
+            log.exception("pushing what is read next failed")
 
     def _serve_apart(self, opcode: int, unique: int, message: memoryview) -> bool:
         """Answer what is not an operation of the filesystem; no slot is kept for that."""
         if opcode in SILENT:
             return False
-        try:
-            if opcode == Opcode.INTERRUPT:
+        if opcode == Opcode.INTERRUPT:
+            # It has no reply either. One that names nobody is passed over: who dies is found without it.
+            with suppress(protocol.ProtocolError):
                 self._interrupted(protocol.interrupt_in(message[protocol.IN_HEADER.size :]))
-            elif opcode == Opcode.INIT:
+            return False
+        try:
+            if opcode == Opcode.INIT:
                 self._initialise(unique, message[protocol.IN_HEADER.size :])
             else:
                 self._replies.refuse(unique, FIXED_ERRORS.get(opcode, errno.ENOSYS))
