@@ -1,5 +1,6 @@
 """The keeper, as a process, with servers that do as the test says (`keepers`)."""
 
+import ctypes
 import json
 import os
 import signal
@@ -7,14 +8,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from keepers import DEADLINE_S, Kept, Puppet, content, kept, memory, private_kb
+from keepers import DEADLINE_S, PUPPET, Kept, Puppet, content, kept, memory, private_kb
 
-from torrentfs.daemon.keeper import HELD_MAX, Keeper, Options, Server
+from torrentfs.daemon.keeper.channel import Channel, Descriptor
+from torrentfs.daemon.keeper.keeper import Keeper
+from torrentfs.daemon.keeper.loop import Loop
+from torrentfs.daemon.keeper.options import Options
+from torrentfs.daemon.keeper.server import Server
+from torrentfs.daemon.keeper.store import HELD_MAX
 from torrentfs.daemon.keeping import keeper_command
 
 EAGER = ("--delay", "0.001", "--steady", "0")
@@ -76,7 +82,8 @@ class TestFirstStart:
 
         assert json.loads(keeper.stdout.line()) == {
             "ready": False,
-            "error": 'the daemon ended before it was ready: ImportError: no module "ünknown"',
+            "error": "the daemon ended before it was ready: it exited with code 3: "
+            'ImportError: no module "ünknown"',
             "used_wrongly": False,
         }
         assert keeper.end() == 3
@@ -233,13 +240,15 @@ class TestRestart:
         assert keeper.server().begin()[0] == {f"n{number}": str(number) for number in range(50)}
 
     def test_one_that_closes_its_connection_is_replaced(self, tmp_path: Path) -> None:
-        with kept(tmp_path, *EAGER, "--leave-deadline", "0.1") as keeper:
+        with kept(tmp_path, *EAGER, "--grace", "0.1") as keeper:
             server = keeper.ready_server()
 
             server.channel.close()
             server.await_end()
 
-            assert keeper.server().begin()[1] == ["restarts 1 closed its connection to the keeper"]
+            assert keeper.server().begin()[1] == [
+                "restarts 1 closed its connection to the keeper, and did not exit within 0.1 s"
+            ]
 
     def test_the_delay_doubles_up_to_its_bound(self, tmp_path: Path) -> None:
         with kept(tmp_path, "--delay", "0.001", "--delay-max", "0.005", "--steady", "1000") as keeper:
@@ -306,6 +315,88 @@ class TestWatchdog:
             assert keeper.server().begin()[1] == ["restarts 1 killed by SIGKILL"]
 
 
+@pytest.fixture
+def half_dead(tmp_path: Path) -> Iterator[Callable[[str], Kept]]:
+    """Have the first server killed, as said, without dying: its pidfd is silent, its leader a zombie.
+
+    So is one with a thread in uninterruptible sleep. Here a thread's tracer, this process, does not reap it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    script = tmp_path / "threaded.py"
+    script.write_text(f"import _thread, time\n_thread.start_new_thread(time.sleep, (1000,))\n{PUPPET}")
+    command = [sys.executable, "-I", "-S", str(script), str(tmp_path / "door")]
+    with ExitStack() as stack:
+
+        def start(how: str) -> Kept:
+            options = ["--watchdog", "1.5", "--kill", "0.1"]
+            keeper = stack.enter_context(kept(tmp_path, *EAGER, *options, command=command))
+            server = keeper.ready_server()
+            hold(server, "a", "kept")
+            threads = [int(task.name) for task in Path(f"/proc/{server.pid}/task").iterdir()]
+            thread = max(threads)
+            assert thread != server.pid
+            if libc.ptrace(PTRACE_SEIZE, thread, None, None):
+                pytest.skip("may not trace a process here")
+            stack.callback(reap, thread)
+            stack.callback(end, server)
+            server.kill(signal.SIGKILL if how == "by another" else signal.SIGSTOP)
+            return keeper
+
+        yield start
+
+
+PTRACE_SEIZE = 0x4206
+WALL = 0x40000000
+
+
+def end(server: Puppet) -> None:
+    with suppress(ProcessLookupError):
+        server.kill()
+
+
+def reap(thread: int) -> None:
+    with suppress(ChildProcessError):
+        while not os.WIFSIGNALED(os.waitpid(thread, WALL)[1]):
+            pass
+
+
+class TestHalfDead:
+    @pytest.mark.parametrize("how", ["by another", "by the watchdog"])
+    def test_it_holds_up_no_successor(self, half_dead: Callable[[str], Kept], how: str) -> None:
+        keeper = half_dead(how)
+        began = time.monotonic()
+
+        held, others = keeper.server().begin()
+
+        reasons = {
+            "by another": "was killed, and cannot die",
+            "by the watchdog": "gave no sign of life for 1.5 s",
+        }
+        assert (held, others) == ({"a": "kept"}, [f"restarts 1 {reasons[how]}"])
+        assert Path(f"/proc/{keeper.puppets[0].pid}").exists()
+        assert how != "by another" or time.monotonic() - began < 1.5
+
+    def test_it_is_reaped_when_it_dies_at_last(self, half_dead: Callable[[str], Kept]) -> None:
+        keeper = half_dead("by another")
+        second = keeper.ready_server()
+        first = keeper.puppets[0]
+
+        reap(max(int(task.name) for task in Path(f"/proc/{first.pid}/task").iterdir()))
+
+        while Path(f"/proc/{first.pid}").exists():
+            second.say("alive")
+            time.sleep(0.01)
+
+    def test_nobody_looks_while_it_says_that_it_lives(self) -> None:
+        options = Options(["--foreground", "--", "/nowhere/server"])
+        channel, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        server = Server(options, Descriptor(os.pidfd_open(os.getpid())), os.getpid(), Channel(channel))
+
+        Keeper(options).hear(server, "alive", "", None)
+
+        assert server.look_at - time.monotonic() > options.watchdog_s / 4 + 1
+
+
 class TestReload:
     def test_a_good_candidate_takes_over(self, keeper: Kept) -> None:
         old = keeper.ready_server()
@@ -330,7 +421,7 @@ class TestReload:
         assert keeper.server().begin() == (expected, ["restarts 1 killed by SIGKILL"])
 
     def test_an_old_one_that_does_not_leave_is_killed(self, tmp_path: Path) -> None:
-        with kept(tmp_path, *EAGER, "--leave-deadline", "0.1") as keeper:
+        with kept(tmp_path, *EAGER, "--grace", "1") as keeper:
             old = keeper.ready_server()
             old.say("reload")
             new = keeper.server()
@@ -377,7 +468,7 @@ class TestReload:
             assert keeper.server().begin() == ({"a": "as before"}, ["restarts 1 killed by SIGKILL"])
 
     def test_an_old_one_that_does_not_stop_is_killed_and_the_candidate_serves(self, tmp_path: Path) -> None:
-        with kept(tmp_path, *EAGER, "--suspend-deadline", "0.1") as keeper:
+        with kept(tmp_path, *EAGER, "--grace", "0.1") as keeper:
             old = keeper.ready_server()
             hold(old, "a", "kept")
             hold(old, "b", "offered", "offer")
@@ -475,7 +566,7 @@ class TestEnd:
         assert keeper.end() == 0
 
     def test_one_that_is_done_and_does_not_exit_is_ended(self, tmp_path: Path) -> None:
-        with kept(tmp_path, "--leave-deadline", "0.1") as keeper:
+        with kept(tmp_path, "--grace", "0.1") as keeper:
             server = keeper.ready_server()
 
             server.say("done")
@@ -608,9 +699,10 @@ class TestEnd:
 
 
 class TestHostility:
-    def test_a_fault_of_its_own_loses_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        kept_here = Keeper(Options(["--foreground", "--", "/nowhere/server"]), os.pipe2(os.O_NONBLOCK)[0])
-        kept_here.holdings.put("a", memory("kept"))
+    def test_a_fault_of_its_own_loses_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        kept_here = Keeper(Options(["--foreground", "--", "/nowhere/server"]))
+        kept_here.store.hold("a", Descriptor(memory("kept")))
+        loop = Loop(kept_here, -1)
         faults = iter([MemoryError(), ValueError()])
 
         def turn() -> None:
@@ -618,19 +710,21 @@ class TestHostility:
                 raise fault
             kept_here.exit_code = 0
 
-        monkeypatch.setattr(kept_here, "turn", turn)
+        monkeypatch.setattr(loop, "turn", turn)
 
-        assert kept_here.run() == 0
-        assert content(kept_here.holdings.held["a"]) == "kept"
+        assert loop.run() == 0
+        assert content(kept_here.store.held["a"].number) == "kept"
 
     def test_a_killed_server_that_does_not_die_is_left_alone(self) -> None:
-        kept_here = Keeper(Options(["--foreground", "--", "/nowhere/server"]), os.pipe2(os.O_NONBLOCK)[0])
+        options = Options(["--foreground", "--", "/nowhere/server"])
+        kept_here = Keeper(options)
         channel, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        undying = Server(os.pidfd_open(os.getpid()), 0, channel, -1)
-        undying.phase, undying.deadline, undying.reason = "killed", 0.0, "gave no sign of life"
+        undying = Server(options, Descriptor(os.pidfd_open(os.getpid())), 0, Channel(channel))
+        undying.enter("killed")
+        undying.reason = "gave no sign of life"
         kept_here.current, kept_here.was_ready = undying, True
 
-        kept_here.expire(undying)
+        Loop(kept_here, -1).look_after(undying, undying.deadline)
 
         assert kept_here.current is None
         assert (kept_here.restarts, kept_here.last_reason) == (1, "gave no sign of life")

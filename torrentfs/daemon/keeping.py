@@ -43,7 +43,6 @@ DESCRIPTOR_SIZE = 4
 WORDS_MAX = 64
 TEXT_MAX = 4_000
 """Characters of a reason or notice: escaped, they are six bytes each at most, and a message has 64 KiB."""
-WATCHDOG_S = keeper.TIMES_S["--watchdog"]
 RESPAWN_DELAY_S = 1.0
 RESPAWN_DELAY_MAX_S = 30.0
 
@@ -112,7 +111,7 @@ class Keeping:
         """Duplicates, for the keeper's successor, of all that it was given."""
         self._send_word, self._receive_word = trio.open_memory_channel[Word](WORDS_MAX)
         self._options: list[str] = []
-        self._watchdog_s = WATCHDOG_S
+        self._watchdog_s = keeper.WATCHDOG_S
         self._start = Start({}, 0, "", False)
         self._ready = ""
         self._is_reloading = False
@@ -306,7 +305,7 @@ class Keeping:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         own = os.pidfd_open(os.getpid())
         try:
-            adoption = ["--adopt", str(own), "--socket", str(theirs.fileno())]
+            adoption = ["--adopt", str(own), str(theirs.fileno())]
             held = [f"{name}={descriptor}" for name, descriptor in self._held.items()]
             self._spawned = subprocess.Popen(
                 [*keeper_command(), *self._options, *adoption, *held, "--", *self._command],
@@ -396,8 +395,9 @@ class Keeping:
 def keeper_command() -> list[str]:
     """Return how a keeper is run: what `[OPTION…] [NAME=DESCRIPTOR…] -- COMMAND…` is appended to."""
     # Imported, not run as a script: compiling it would leave 2.1 MB of 5.2 MB private memory for good.
-    launch = "import sys; sys.path.append(sys.argv.pop(1)); import keeper; sys.exit(keeper.main())"
-    return [sys.executable, "-I", "-S", "-c", launch, str(Path(keeper.__file__).parent)]
+    launch = "import sys; sys.path.append(sys.argv.pop(1)); from torrentfs.daemon.keeper.main import main"
+    root = Path(keeper.__file__).parents[3]
+    return [sys.executable, "-I", "-S", "-c", f"{launch}; sys.exit(main())", str(root)]
 
 
 def _channel(descriptor: int) -> socket.socket:
@@ -416,7 +416,7 @@ def _channel(descriptor: int) -> socket.socket:
 
 def _watchdog_s(options: Sequence[str]) -> float:
     given = dict(pairwise(options)).get("--watchdog")
-    return float(given) if given else WATCHDOG_S
+    return float(given) if given else keeper.WATCHDOG_S
 
 
 def _in_words(reason: str) -> str:
