@@ -94,26 +94,27 @@ class Pusher:
 
     def _following(self, inode: Inode) -> tuple[list[Frame], Inode]:
         """Return what is worth to be pushed after *inode*, frame by frame, and the last inode of it."""
-        frames: list[Frame] = []
-        left, last, frame = BUDGET, inode, None
+        # Frames of two packs may begin at the same offset, and often do: at 0.
+        frames: dict[tuple[TorrentRef, int], Frame] = {}
+        left, last = BUDGET, inode
         try:
             for following, wanted in islice(self._filesystem.following(inode, SIZE_MAX), FILES_MAX):
                 left -= wanted.length
                 if left < 0 or wanted.ref is None:
                     break
-                # Frames of two packs may begin at the same offset, and often do: at 0.
-                if (wanted.ref, wanted.offset) != frame:
-                    frame = wanted.ref, wanted.offset
+                frame = frames.get((wanted.ref, wanted.offset))
+                if frame is None:
                     path = self._filesystem.locate(wanted)
                     if path is None:
                         break
-                    frames.append(Frame(os.fsencode(path), wanted.offset, wanted.stored, []))
-                frames[-1].files.append(File(following, wanted.skip, wanted.length))
+                    frame = Frame(os.fsencode(path), wanted.offset, wanted.stored, [])
+                    frames[wanted.ref, wanted.offset] = frame
+                frame.files.append(File(following, wanted.skip, wanted.length))
                 last = max(last, following)  # of hard links, the first name's, which may lie before
         except (NotCached, TorrentfsError):
             # Nobody asked for it: who does waits for it, or gets the error.
             return [], inode
-        return frames, last
+        return list(frames.values()), last
 
     def _send(self, frames: list[Frame]) -> bool:
         """Tell the process what to push, without waiting for it; start it if need be."""
