@@ -133,10 +133,11 @@ class Repository:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A running `torrentfs seed`: the addresses where it answers."""
+    """A running `torrentfs seed`: the addresses where it answers, and its process."""
 
     url: str
     peer: str
+    pid: int
 
 
 @contextmanager
@@ -151,7 +152,7 @@ def origin(
     with process(command, log) as seeder:
         for port in (http, listen):
             await_port(seeder, host, port, log)
-        yield Origin(f"http://{host}:{http}", f"{host}:{listen}")
+        yield Origin(f"http://{host}:{http}", f"{host}:{listen}", seeder.pid)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""This module tests a mount whose source is silent under many readers: others are served, and readers can die.
+"""This module tests a mount whose source is silent under many readers: others are served, readers can die.
 
 Each reader is a process of its own. The figures behind it are printed by contrib.bench.blackhole.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from mounts import Mount, mounted
 
+from torrentfs.repository.metainfo import Kind
 from torrentfs.repository.publisher import publish
 from torrentfs.repository.workshop import Repository
 
@@ -67,6 +68,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Repository:
         (hot / f"files/{number:02}").write_bytes(os.urandom(number * 100))
     (hot / "link").symlink_to("files/01")
     publish(made, dark, "dark/v1")
+    publish(made, dark, "unknown/v1")
     publish(made, hot, "hot/v1")
     return made
 
@@ -136,12 +138,15 @@ def mount(repository: Repository, tmp_path: Path) -> Iterator[Mount]:
         yield made
 
 
-def test_readers_of_a_silent_source_hold_nobody_up_and_die_when_killed(mount: Mount) -> None:
-    hot, dark = mount.path / "hot/v1/files", mount.path / "dark/v1"
-    with onlooker(hot, dark) as looking:
+# Who waits for bytes waits for a page; who waits for a name, for our very answer: only we can let go of it.
+@pytest.mark.parametrize(("held", "package"), [(Kind.PACK, "dark/v1"), (Kind.MANIFEST, "unknown/v1")])
+def test_readers_of_a_silent_source_hold_nobody_up_and_die_when_killed(
+    mount: Mount, held: Kind, package: str
+) -> None:
+    with onlooker(mount.path / "hot/v1/files", mount.path / "dark/v1") as looking:
         assert ask(looking, "before") == EXPECTED
-        mount.tell("hold pack")
-        with readers_of([dark / f"{number:03}" for number in range(READERS)]) as readers:
+        mount.tell(f"hold {held.value}")
+        with readers_of([mount.path / package / f"{number:03}" for number in range(READERS)]) as readers:
             until(mount, READERS)
             read = mount.stats()["bytes_read"]
 
@@ -163,10 +168,10 @@ def test_readers_of_a_silent_source_hold_nobody_up_and_die_when_killed(mount: Mo
     assert "ERROR" not in mount.log()
 
 
-def test_readers_of_a_silent_source_are_answered_once_it_speaks(mount: Mount) -> None:
-    dark = mount.path / "dark/v1"
-    mount.tell("hold pack")
-    with readers_of([dark / f"{number:03}" for number in range(READERS)]) as readers:
+@pytest.mark.parametrize("held", [Kind.PACK, Kind.MANIFEST])
+def test_readers_of_a_silent_source_are_answered_once_it_speaks(mount: Mount, held: Kind) -> None:
+    mount.tell(f"hold {held.value}")
+    with readers_of([mount.path / "dark/v1" / f"{number:03}" for number in range(READERS)]) as readers:
         until(mount, READERS)
 
         mount.tell("release")

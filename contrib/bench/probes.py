@@ -69,6 +69,11 @@ def lstat_absent(root: str, names: str) -> dict[str, float]:
     return percentiles(timed(missing, paths), 1e3)
 
 
+def stat_hot(root: str, names: str) -> dict[str, float]:
+    """Look at names that were looked at before; µs."""
+    return hot(os.lstat, prepared(root, names))
+
+
 def open_hot(root: str, names: str) -> dict[str, float]:
     """Open and close files that were opened before; µs."""
     return hot(open_close, prepared(root, names))
@@ -84,6 +89,29 @@ def read_hot(root: str, names: str) -> dict[str, float]:
         os.close(file)
 
     return hot(read, prepared(root, names))
+
+
+def read_warm(root: str, names: str) -> dict[str, float]:
+    """Open, read and close files that were read before and are not in the page cache any more; µs."""
+    paths = prepared(root, names)
+    times_ns = []
+    for path in paths * (1 + HOT_ROUNDS):
+        times_ns += timed(read_whole, [path])
+        drop(path)
+    return percentiles(times_ns[len(paths) :], 1e3)
+
+
+def read_whole(path: str) -> None:
+    file = os.open(path, os.O_RDONLY)
+    os.read(file, READ_LENGTH)
+    os.close(file)
+
+
+def drop(path: str) -> None:
+    """Drop a file's pages from the page cache."""
+    file = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(file)
 
 
 def listdir_hot(root: str, names: str) -> dict[str, float]:
@@ -149,8 +177,10 @@ PROBES: dict[str, Callable[..., dict[str, float]]] = {
         random_blocks,
         lstat_new,
         lstat_absent,
+        stat_hot,
         open_hot,
         read_hot,
+        read_warm,
         listdir_hot,
     )
 }
