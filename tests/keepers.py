@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from torrentfs.daemon.keeping import keeper_command
+from torrentfs.daemon.programs import keeper_command
 
 DEADLINE_S = 30.0
 """Generous: these tests wait for events, and a busy machine is no failure."""

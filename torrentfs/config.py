@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -73,6 +73,8 @@ class MountSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long the daemon looks for a next request after each before it sleeps; 0 saves CPU time."""
     background_max: Annotated[int, Meta(ge=1, le=65_535)] = 512
     """Reads that the kernel has under way; with its own 12, a few that wait hold up all others."""
+    fuse: Literal["auto", "native", "pyfuse3"] = "auto"
+    """Who speaks with the kernel: we ourselves, libfuse by way of pyfuse3, or whichever is better here."""
     resend: bool = True
     """Have the kernel send again what a server that died left unanswered, where it can (Linux 6.9)."""
     read_ahead_kib: Annotated[int, Meta(ge=0, le=65_536)] = 256

@@ -1,13 +1,17 @@
 """This module is `torrentfs mount`: settings from a file and the command line, then a daemon."""
 
 import os
+import time
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from torrentfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from torrentfs.daemon.request import Request
 
 
 @click.command(
@@ -34,30 +38,55 @@ over the file; --peer and --mirror add to it."""
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting: mount.read_deadline_s=20."
 )
+@click.option(
+    "--fuse",
+    type=click.Choice(["auto", "native", "pyfuse3"]),
+    help="Who speaks with the kernel. native outlives its server; auto takes it where the kernel can.",
+)
 @click.option("--foreground", is_flag=True, help="Stay, and log to standard error too.")
 def command(
     mountpoint: Path, file: Path | None, foreground: bool, settings: tuple[str, ...], **options: Any
-) -> int | None:
+) -> None:
     """Mount a repository at the directory MOUNTPOINT; return when the tree answers, leaving a daemon.
 
     A new node needs the repository's URL and root.json; what it fetches it keeps in --cache, checks again
     when it reads it, and shares with its peers. End it with `torrentfs umount`, umount(8) or SIGTERM.
     """
-    from torrentfs.daemon.settings import complete
+    from torrentfs.daemon.request import made
 
-    configuration = complete(mountpoint, file, _values(settings, options))
-    if not foreground:
-        from torrentfs.daemon.background import start
+    request = made(mountpoint, file, _values(settings, options))
+    if foreground:
+        _stay(request)
+        return
+    from torrentfs.daemon.starting import start
 
-        if notice := start(configuration):
-            click.echo(f"torrentfs: {' '.join(notice.split())}", err=True)
-        return None
-    from torrentfs.daemon.mount import run
+    _tell(start(request))
+
+
+def _stay(request: "Request") -> None:
+    """Serve the mount in this process, as its keeper if it has one; or stay until another has served it."""
     from torrentfs.daemon.notify import notify_ready
 
-    # What else there is to say is in the log, which goes to standard error.
-    run(configuration, lambda _: notify_ready(), foreground=True)
-    return None
+    if request.front == "pyfuse3":
+        from torrentfs.daemon.alone import run
+
+        # What else there is to say is in the log, which goes to standard error.
+        run(request, lambda _: notify_ready(), foreground=True)
+        return
+    from torrentfs.daemon.starting import become_keeper, join
+    from torrentfs.daemon.staying import stay
+
+    notice = join(request, time.monotonic() + request.configuration.mount.start_deadline_s)
+    if notice is None:
+        become_keeper(request)
+    _tell(notice)
+    notify_ready()
+    stay(request.mountpoint)
+
+
+def _tell(notice: str) -> None:
+    if notice:
+        click.echo(f"torrentfs: {' '.join(notice.split())}", err=True)
 
 
 def _values(settings: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any]:
@@ -71,6 +100,8 @@ def _values(settings: tuple[str, ...], options: dict[str, Any]) -> dict[str, Any
     for name in ("peers", "mirrors"):
         if options[name]:
             values[name] = list(options[name])
+    if options["fuse"]:
+        _put(values, "mount.fuse", options["fuse"])
     for setting in settings:
         key, sign, text = setting.partition("=")
         if not sign or not key:

@@ -30,8 +30,9 @@ class Answers:
         show: Show,
         mountpoint: Path,
         device: str,
+        server: Callable[[], Mapping[str, Any]],
     ) -> None:
-        """Answer from these parts; *show* makes a newer catalog visible.
+        """Answer from these parts; *show* makes a newer catalog visible, *server* tells of the processes.
 
         *device* is the mount's major:minor; empty if it is not known.
         """
@@ -43,17 +44,18 @@ class Answers:
         self._show = show
         self._mountpoint = mountpoint
         self._device = device
+        self._server = server
         self._packs: dict[Ordinal, Sequence[TorrentRef]] = {}
 
-    def words(self) -> dict[str, Callable[[], Awaitable[Any]]]:
+    def words(self) -> dict[str, Callable[[Any], Awaitable[Any]]]:
         """Return what may be asked."""
         return {"stats": self.stats, "list": self.list, "refresh": self.refresh}
 
-    async def list(self) -> dict[str, Any]:
+    async def list(self, _: object = None) -> dict[str, Any]:
         """Return the catalog that is shown."""
         return report.listing(self._currency.catalog)
 
-    async def refresh(self) -> dict[str, Any]:
+    async def refresh(self, _: object = None) -> dict[str, Any]:
         """Ask for a newer catalog now.
 
         Raises: TrustError, FetchError.
@@ -61,7 +63,7 @@ class Answers:
         changed = await self._currency.check(self._show)
         return {"version": self._currency.catalog.version, "changed": changed}
 
-    async def stats(self) -> dict[str, Any]:
+    async def stats(self, _: object = None) -> dict[str, Any]:
         """Return what `torrentfs stats` prints."""
         node = await self._node.stats()
         reads = self._filesystem.stats()
@@ -89,7 +91,12 @@ class Answers:
         ]
         # A thread: with many processes /proc takes long to read.
         held = await trio.to_thread.run_sync(holders.hold, self._mountpoint, self._device)
-        identity = {**self._identity, "mounted": held.mounted, "held_by": held.held_by}
+        identity = {
+            **self._identity,
+            "server": self._server(),
+            "mounted": held.mounted,
+            "held_by": held.held_by,
+        }
         return report.stats(identity, catalog, self._currency.age_s, figures, packages)
 
     def _packs_of(

@@ -1,104 +1,31 @@
 """This module answers questions to a daemon on its Unix socket; what the answers are, its caller says.
 
-The socket doubles as the claim on a mountpoint, or on a repository to seed: whoever listens there serves it.
-The other end is `control_client`.
+The other end is `control_client`; how a daemon gets its socket is in `claims`.
 """
 
-import fcntl
 import logging
-import os
 import socket
-import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
 import trio
 
-from torrentfs.daemon import holders
-from torrentfs.daemon.control_client import daemon_pid
-from torrentfs.daemon.mountpoint import is_mounted
-from torrentfs.daemon.runtime import device_path, socket_path
-from torrentfs.errors import ControlError, MountError, TorrentfsError
+from torrentfs.errors import ControlError, TorrentfsError
 
-QUESTION_LENGTH_MAX = 4096
+QUESTION_LENGTH_MAX = 1024 * 1024
+"""A reload tells the settings of all mounts of a server."""
 QUESTION_DEADLINE_S = 5.0
-ANSWER_DEADLINE_S = 60.0
+ANSWER_DEADLINE_S = 120.0
+"""A mount waits for its first catalog, and says itself when that takes too long."""
 ASKERS_MAX = 16
 """Conversations at a time; more wait in the kernel's backlog."""
-BACKLOG = 64
 ACCEPT_PAUSE_S = 0.2
-CLAIM_DEADLINE_S = 10.0
-"""How long others may keep the directory of sockets: they do so for milliseconds."""
-CLAIM_INTERVAL_S = 0.05
 
-Answers = Mapping[str, Callable[[], Awaitable[Any]]]
+Answers = Mapping[str, Callable[[Any], Awaitable[Any]]]
+"""The words that may be asked; each is given what was said with it, JSON of any kind, None if nothing was."""
 
 log = logging.getLogger(__name__)
-
-
-def _mounted(mountpoint: Path, pid: int) -> TorrentfsError:
-    held = None if is_mounted(mountpoint) else holders.known_hold(mountpoint)
-    if held is not None and not held.mounted:
-        return holders.goes_on(mountpoint, pid, held.held_by)
-    return MountError(
-        f"{mountpoint} is mounted already, by process {pid}; torrentfs umount {mountpoint} ends it"
-    )
-
-
-@contextmanager
-def claim(place: Path, refusal: Callable[[Path, int], TorrentfsError] = _mounted) -> Iterator[socket.socket]:
-    """Listen for questions about *place* (resolved), a mountpoint by default: no other daemon may then.
-
-    Raises: what *refusal* makes of the process that does already; ControlError.
-    """
-    path = socket_path(place)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        # Between seeing that a socket is dead and replacing it nobody else may do the same.
-        _lock(directory, path.parent)
-        pid = daemon_pid(place)
-        if pid is None:
-            path.unlink(missing_ok=True)
-            device_path(place).unlink(missing_ok=True)
-            listener.bind(os.fsencode(path))
-            listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.close(directory)
-    if pid is not None:
-        listener.close()
-        # Unlocked: to find the reason takes a look at all processes.
-        raise refusal(place, pid)
-    try:
-        yield listener
-    finally:
-        device_path(place).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        listener.close()
-
-
-def _lock(directory: int, path: Path) -> None:
-    """Lock the open *directory*.
-
-    Raises: ControlError: another process keeps it locked.
-    """
-    deadline = time.monotonic() + CLAIM_DEADLINE_S
-    while True:
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise ControlError(
-                    f"{path} is locked by another process (fuser -v {path} names it)"
-                ) from None
-        time.sleep(CLAIM_INTERVAL_S)
 
 
 async def serve(listener: socket.socket, answers: Answers) -> None:
@@ -172,4 +99,4 @@ async def _asked(line: bytes, answers: Answers) -> Any:
     word = question.get("ask") if isinstance(question, dict) else None
     if not isinstance(word, str) or word not in answers:
         raise ControlError(f"this daemon answers only to: {', '.join(sorted(answers))}")
-    return await answers[word]()
+    return await answers[word](question.get("with"))

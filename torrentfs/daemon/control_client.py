@@ -1,7 +1,7 @@
 """This module asks a daemon, a mount's or an origin's, over its Unix socket; answering is done in `control`.
 
-One JSON object per line each way: {"ask": WORD}, {"answer": …} or {"error": TEXT}. Without trio: the command
-line has no use for it.
+One JSON object per line each way: {"ask": WORD, "with": …}, {"answer": …} or {"error": TEXT}. Without trio:
+the command line has no use for it.
 """
 
 import json
@@ -19,18 +19,40 @@ ANSWER_LENGTH_MAX = 256 * 1024 * 1024
 """A catalog of a million versions still fits."""
 ASK_DEADLINE_S = 20.0
 CONNECT_DEADLINE_S = 5.0
+AGAIN_INTERVAL_S = 0.05
+
+
+class Interrupted(ControlError):
+    """The daemon ended, or was ended, before it answered."""
 
 
 def ask(place: Path, what: str, deadline_s: float = ASK_DEADLINE_S) -> Any:
     """Return the answer to *what* of the daemon of *place*, a mountpoint or a seeded repository (resolved).
 
+    A server that dies meanwhile has a successor, which is asked again.
+
     Raises: ControlError: no daemon, no answer in time, or a refusal.
+    """
+    deadline = time.monotonic() + deadline_s
+    while True:
+        try:
+            return ask_once(place, what, max(deadline - time.monotonic(), 0.0))
+        except Interrupted:
+            if time.monotonic() > deadline or daemon_pid(place) is None:
+                raise
+        time.sleep(AGAIN_INTERVAL_S)
+
+
+def ask_once(place: Path, what: str, deadline_s: float, given: object = None) -> Any:
+    """Do as `ask`, with more to say than a word; it is not said again.
+
+    Raises: ControlError; Interrupted: whether it was done is not known.
     """
     connection = _connect(socket_path(place))
     if connection is None:
         raise ControlError(f"no daemon of yours serves {place}")
     with connection:
-        return _converse(connection, what, deadline_s, f"of {place}")
+        return _converse(connection, {"ask": what, "with": given}, deadline_s, f"of {place}")
 
 
 def ask_all(what: str, deadline_s: float = ASK_DEADLINE_S) -> tuple[list[Any], list[ControlError]]:
@@ -50,7 +72,10 @@ def ask_all(what: str, deadline_s: float = ASK_DEADLINE_S) -> tuple[list[Any], l
             continue
         with connection:
             try:
-                answers.append(_converse(connection, what, deadline_s, f"of process {_peer_pid(connection)}"))
+                whom = f"of process {_peer_pid(connection)}"
+                answer = _converse(connection, {"ask": what}, deadline_s, whom)
+                # The socket of a cache has nothing to tell: each of its mounts does.
+                answers += [] if answer is None else [answer]
             except ControlError as error:
                 if _is_listening(path):
                     errors.append(error)
@@ -98,21 +123,26 @@ def _peer_pid(connection: socket.socket) -> int:
     return pid
 
 
-def _converse(connection: socket.socket, what: str, deadline_s: float, whom: str) -> Any:
-    """Return the one answer to *what*."""
+def _converse(connection: socket.socket, what: object, deadline_s: float, whom: str) -> Any:
+    """Return the one answer to *what*.
+
+    Raises: ControlError.
+    """
     deadline = time.monotonic() + deadline_s
     line = bytearray()
     try:
-        connection.sendall(json.dumps({"ask": what}).encode() + b"\n")
+        connection.sendall(json.dumps(what).encode() + b"\n")
         while not line.endswith(b"\n"):
             connection.settimeout(max(deadline - time.monotonic(), 0.001))
             data = connection.recv(1 << 20)
             line += data
             if not data or len(line) > ANSWER_LENGTH_MAX:
-                raise ControlError(f"the daemon {whom} ended in the middle of its answer")
+                raise Interrupted(f"the daemon {whom} ended in the middle of its answer")
         answer = json.loads(line)
     except TimeoutError:
         raise ControlError(f"the daemon {whom} did not answer within {deadline_s:g} s") from None
+    except ConnectionError as error:
+        raise Interrupted(f"the daemon {whom} ended before it answered: {error.strerror}") from None
     except (OSError, ValueError) as error:
         raise ControlError(f"the daemon {whom} did not answer: {error}") from None
     if "error" in answer:

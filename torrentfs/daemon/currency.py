@@ -3,7 +3,6 @@
 Fetching and verifying is `refresh`'s; what a swap means to the tree and the kernel is the filesystem's.
 """
 
-import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -41,16 +40,13 @@ class Origin:
     trust: Path
 
 
-def repository_directory(cache: Path, trust: Path) -> Path:
-    """Return where a node keeps what it knows of a repository, whatever URL it came from."""
-    return cache / "repositories" / hashlib.sha256(trust.read_bytes()).hexdigest()[:16]
-
-
 class Currency:
     """The catalog that a mount shows, and how old that knowledge is."""
 
-    def __init__(self, origin: Origin, settings: MountSettings) -> None:
-        """Know nothing yet; `first` comes next.
+    def __init__(self, origin: Origin, settings: MountSettings, one_at_a_time: trio.Lock) -> None:
+        """Know nothing yet; `first` or `resume` comes next.
+
+        *one_at_a_time* is of all mounts that keep what they know in the same directory.
 
         Raises: UsageError: the URL is not one that can be read.
         """
@@ -58,7 +54,7 @@ class Currency:
         # One for all checks: making an HTTP client takes longer than the check.
         self._mirror = Mirror(origin.url, requests_max=1, timeout_s=CHECK_TIMEOUT_S)
         self._settings = settings
-        self._one_at_a_time = trio.Lock()
+        self._one_at_a_time = one_at_a_time
         self._fails = False
         self._in_doubt = False
         self._started_s = time.time()
@@ -83,7 +79,8 @@ class Currency:
         known = refresh.last_known(self._origin.directory)
         deadline_s = self._settings.refresh_deadline_s if known is None else self._settings.start_grace_s
         try:
-            self.catalog = await self._fetch(known, deadline_s)
+            async with self._one_at_a_time:
+                self.catalog = await self._fetch(known, deadline_s)
         except TorrentfsError as error:
             # An expired one was signed by the right keys.
             if known is None and isinstance(error, TrustError) and not isinstance(error, ExpiredError):
@@ -95,9 +92,16 @@ class Currency:
             self.catalog = known
         return self.catalog
 
+    def resume(self, catalog: Catalog) -> None:
+        """Go on with *catalog*, which a predecessor showed; it may have kept a newer one since."""
+        self.catalog = catalog
+        self._in_doubt = True
+
     async def keep(self, show: Show) -> None:
         """Ask for a newer catalog every refresh interval and *show* it, until cancelled; then it is over."""
         try:
+            if self._in_doubt:
+                await self._check_in_peace(show)
             while True:
                 await trio.sleep(self._settings.refresh_interval_s)
                 await self._check_in_peace(show)

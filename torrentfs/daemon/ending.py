@@ -5,12 +5,14 @@ import os
 import select
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from torrentfs.daemon.control_client import daemon_pid
+from torrentfs.daemon.control_client import ask_once, daemon_pid
 from torrentfs.daemon.holders import goes_on, hold, known_hold, mounted_at
 from torrentfs.daemon.mountpoint import device_at, is_dead, is_mounted, resolve, unmount
-from torrentfs.errors import MountError
+from torrentfs.daemon.presence import noted
+from torrentfs.errors import ControlError, MountError
 from torrentfs.fuse import kernel
 
 END_DEADLINE_S = 30.0
@@ -18,85 +20,157 @@ END_DEADLINE_S = 30.0
 HELD_PATIENCE_S = 2.0
 """How long who holds the mount elsewhere may take to go, before that is said."""
 LOOK_INTERVAL_S = 0.25
+POLL_INTERVAL_S = 0.02
+ANSWER_PATIENCE_S = 2.0
+"""How long a daemon may take to say who keeps it; what it noted says so too."""
 FORCE_DEADLINE_S = 10.0
 """How long a daemon that is to go by force may take after SIGTERM, and then after SIGKILL."""
 
 
 def end(mountpoint: Path, *, force: bool = False) -> None:
-    """Unmount *mountpoint* and return when its daemon has ended.
+    """Unmount *mountpoint* and return when its daemon has ended, or goes on for other mounts only.
 
     With *force* whoever uses or holds the mount gets errors; without it that is said.
 
     Raises: MountError: it is not mounted, or in use, or held elsewhere, or the daemon hangs.
     """
     place = resolve(mountpoint)
-    pid = daemon_pid(place)
     mounted = is_mounted(place)
-    if not mounted and pid is None:
-        raise MountError(f"{mountpoint} is not a mount of torrentfs; torrentfs stats lists yours")
-    device = device_at(place) if mounted else ""
-    daemon = None if pid is None else _open_process(pid)
-    if pid is None or daemon is None:
-        # Killed, or another user's: umount says so if that is not ours to end.
-        if mounted:
+    with _daemon_of(place) as daemon:
+        if daemon is None and not mounted:
+            raise MountError(f"{mountpoint} is not a mount of torrentfs; torrentfs stats lists yours")
+        if daemon is None:
+            # Killed, or another user's: umount says so if that is not ours to end.
             unmount(place, lazy=force)
+        elif force:
+            _force(daemon, device_at(place) if mounted else "")
+        else:
+            device = device_at(place) if mounted else ""
+            if mounted:
+                unmount(place)
+            _await_end(daemon, device)
+
+
+class _Daemon:
+    """Who serves a mount, watched by descriptors that become readable when processes end (pidfd_open(2))."""
+
+    def __init__(self, place: Path, server: int, keeper: int, *, is_shared: bool) -> None:
+        self.place = place
+        self.server = server
+        self.keeper = keeper
+        self._is_shared = is_shared
+        self._main = os.pidfd_open(keeper or server)
+
+    def close(self) -> None:
+        os.close(self._main)
+
+    def has_ended(self, patience_s: float) -> bool:
+        """Tell whether it serves the mount no more within *patience_s*, nor runs if it served no other."""
+        deadline = time.monotonic() + patience_s
+        while True:
+            interval_s = min(POLL_INTERVAL_S if self._is_shared else patience_s, patience_s)
+            if select.select([self._main], [], [], interval_s)[0]:
+                return True
+            if self._is_shared and daemon_pid(self.place) is None:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+
+    def tell(self, number: int) -> None:
+        """Send its first process a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._main, signal.Signals(number))
+
+    def kill_server(self) -> None:
+        """Kill the server that serves now; its keeper, which was told to end, has another end at once."""
+        pid = daemon_pid(self.place)
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it serves other mounts too."""
+        return self._is_shared
+
+
+@contextlib.contextmanager
+def _daemon_of(place: Path) -> Iterator[_Daemon | None]:
+    """Give who serves *place*; None if nobody does."""
+    server = daemon_pid(place)
+    if server is None:
+        yield None
+        return
+    keeper, is_shared = 0, False
+    known = noted(place)
+    try:
+        answer = ask_once(place, "server", ANSWER_PATIENCE_S)
+        keeper, is_shared = int(answer["keeper"]), len(answer.get("requests", ())) > 1
+    except ControlError:
+        # It hangs, or starts: what it noted is as good, but for a process that has that number since.
+        keeper = known.keeper if known and is_keeper(known.keeper) else 0
+    try:
+        daemon = _Daemon(place, server, keeper, is_shared=is_shared)
+    except ProcessLookupError:
+        yield None
         return
     try:
-        if force:
-            _force(place, pid, daemon, device)
-            return
-        if mounted:
-            unmount(place)
-        _await_end(place, pid, daemon, device)
+        yield daemon
     finally:
-        os.close(daemon)
+        daemon.close()
 
 
-def _await_end(place: Path, pid: int, daemon: int, device: str) -> None:
+def is_keeper(pid: int) -> bool:
+    """Tell whether process *pid* is a keeper, as far as its command line says."""
+    with contextlib.suppress(OSError):
+        return pid > 0 and b"torrentfs.daemon.keeper" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+def _await_end(daemon: _Daemon, device: str) -> None:
     """Return when *daemon* has ended of itself.
 
     Raises: MountError: it is held, or hangs.
     """
     start = time.monotonic()
-    while not _has_ended(daemon, LOOK_INTERVAL_S):
+    while not daemon.has_ended(LOOK_INTERVAL_S):
         waited_s = time.monotonic() - start
         if waited_s < HELD_PATIENCE_S:
             continue
-        held = hold(place, device) if device else known_hold(place)
+        held = hold(daemon.place, device) if device else known_hold(daemon.place)
         if waited_s > END_DEADLINE_S or (held is not None and held.held_by):
-            raise goes_on(place, pid, held.held_by if held else ())
+            raise goes_on(daemon.place, daemon.server, held.held_by if held else ())
 
 
-def _force(place: Path, pid: int, daemon: int, device: str) -> None:
+def _force(daemon: _Daemon, device: str) -> None:
     """End *daemon* whoever uses its mount, and take what is left of that away here.
 
     Raises: MountError: it cannot be ended.
     """
+    place = daemon.place
     if not device and (held := known_hold(place)):
         device = held.device
     left = mounted_at(device) if device else []
-    signal.pidfd_send_signal(daemon, signal.SIGTERM)
-    if not _has_ended(daemon, FORCE_DEADLINE_S):
-        signal.pidfd_send_signal(daemon, signal.SIGKILL)
+    if daemon.is_shared:
+        # The mount alone: its connection is cut, which its server takes for its end.
+        with contextlib.suppress(OSError):
+            kernel.abort(device)
+    else:
+        daemon.tell(signal.SIGTERM)
+    if not daemon.has_ended(FORCE_DEADLINE_S):
+        daemon.tell(signal.SIGTERM)
+        daemon.kill_server()
         # One that waits for its own mount does not even get SIGKILL before the connection is cut.
         if device:
             with contextlib.suppress(OSError):
                 kernel.abort(device)
-        if not _has_ended(daemon, FORCE_DEADLINE_S):
-            raise MountError(f"process {pid} of {place} outlives SIGKILL: the kernel's log may say why")
+        if not daemon.has_ended(FORCE_DEADLINE_S):
+            daemon.tell(signal.SIGKILL)
+            daemon.kill_server()
+            if not daemon.has_ended(FORCE_DEADLINE_S):
+                raise MountError(
+                    f"process {daemon.server} of {place} outlives SIGKILL: the kernel's log may say why"
+                )
     for path in reversed([str(place), *left]):
         if is_mounted(Path(path)) and is_dead(Path(path)):
             unmount(Path(path), lazy=True)
-
-
-def _has_ended(daemon: int, patience_s: float) -> bool:
-    """Tell whether the process of the descriptor *daemon* ends within *patience_s*."""
-    return bool(select.select([daemon], [], [], patience_s)[0])
-
-
-def _open_process(pid: int) -> int | None:
-    """Return a descriptor that becomes readable when *pid* ends (pidfd_open(2)); None if it has ended."""
-    try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        return None

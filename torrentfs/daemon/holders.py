@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torrentfs.daemon.mountpoint import FILESYSTEM_TYPE, is_mounted, mounts
-from torrentfs.daemon.runtime import device_path
+from torrentfs.daemon.presence import noted
 from torrentfs.errors import MountError
 
 HOLDERS_MAX = 5
@@ -81,11 +81,8 @@ def known_hold(mountpoint: Path) -> Hold | None:
 
     That daemon is not asked: it may hang.
     """
-    try:
-        device = device_path(mountpoint).read_text()
-    except FileNotFoundError:
-        return None
-    return hold(mountpoint, device)
+    known = noted(mountpoint)
+    return hold(mountpoint, known.device) if known else None
 
 
 def goes_on(mountpoint: Path, pid: int, held_by: tuple[str, ...]) -> MountError:

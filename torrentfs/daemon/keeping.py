@@ -25,16 +25,15 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import trio
 
 from torrentfs.daemon import keeper
+from torrentfs.daemon.programs import keeper_command
 from torrentfs.errors import ControlError
 
 log = logging.getLogger(__name__)
@@ -59,6 +58,8 @@ class Start:
     """Why the last one ended, in words; empty at the first start."""
     is_successor: bool
     """A predecessor waits, suspended, and resumes if this server is not ready in time."""
+    is_foreground: bool = False
+    """Standard error is the admin's to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,8 @@ class Keeping:
                 case "start":
                     self._options = rest.split()
                     self._watchdog_s = _watchdog_s(self._options)
-                    self._start = Start(held, restarts, reason, is_successor)
+                    is_foreground = "--foreground" in self._options
+                    self._start = Start(held, restarts, reason, is_successor, is_foreground)
                     return self._start
                 case "":
                     raise ControlError("the keeper died before it said what to serve")
@@ -216,10 +218,12 @@ class Keeping:
         """Return the next thing that the keeper wants. `run` must be running."""
         return await self._receive_word.receive()
 
-    async def run(self, is_well: Callable[[], bool] = is_always_well) -> None:
+    async def run(
+        self, is_well: Callable[[], bool] = is_always_well, is_kept: Callable[[], None] = lambda: None
+    ) -> None:
         """Give signs of life while *is_well*, take what the keeper says, and replace a keeper that died.
 
-        Never returns; to be cancelled.
+        *is_kept* is called when there is another. Never returns; to be cancelled.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._beat, is_well)
@@ -233,6 +237,7 @@ class Keeping:
                 await trio.sleep(delay_s)
                 delay_s = min(max(delay_s * 2, RESPAWN_DELAY_S), RESPAWN_DELAY_MAX_S)
                 self._replace_keeper()
+                is_kept()
 
     async def _beat(self, is_well: Callable[[], bool]) -> None:
         while True:
@@ -390,14 +395,6 @@ class Keeping:
             trio.lowlevel.notify_closing(self._channel)
             self._channel.close()
             self._channel = None
-
-
-def keeper_command() -> list[str]:
-    """Return how a keeper is run: what `[OPTION…] [NAME=DESCRIPTOR…] -- COMMAND…` is appended to."""
-    # Imported, not run as a script: compiling it would leave 2.1 MB of 5.2 MB private memory for good.
-    launch = "import sys; sys.path.append(sys.argv.pop(1)); from torrentfs.daemon.keeper.main import main"
-    root = Path(keeper.__file__).parents[3]
-    return [sys.executable, "-I", "-S", "-c", f"{launch}; sys.exit(main())", str(root)]
 
 
 def _channel(descriptor: int) -> socket.socket:

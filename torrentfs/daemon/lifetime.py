@@ -26,7 +26,13 @@ async def end_on_signal(scope: trio.CancelScope) -> None:
 
 def first_error(group: BaseException) -> TorrentfsError:
     """Return the first error in a nursery's nested groups: the others follow from it."""
+    error = first_of(group)
+    assert isinstance(error, TorrentfsError)
+    return error
+
+
+def first_of(group: BaseException) -> BaseException:
+    """Return the first exception in nested groups, or *group* if it is none."""
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]
-    assert isinstance(group, TorrentfsError)
     return group

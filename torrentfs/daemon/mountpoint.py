@@ -107,6 +107,17 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
         raise MountError(f"cannot unmount {mountpoint}: {reason}")
 
 
+def clear_dead_mount(mountpoint: Path) -> None:
+    """Take away what killed daemons left; the caller has the claim, so none of its user's serves it.
+
+    Raises: MountError: another user's daemon does.
+    """
+    while is_mounted(mountpoint):
+        if not is_dead(mountpoint):
+            raise MountError(f"{mountpoint} is mounted already; umount {mountpoint} ends it")
+        unmount(mountpoint, lazy=True)
+
+
 def _fusermount(command: list[str]) -> tuple[bool, str]:
     """Run fusermount3; return whether it failed and why."""
     try:

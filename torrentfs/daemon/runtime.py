@@ -53,8 +53,13 @@ def socket_path(place: Path) -> Path:
     return runtime_directory() / f"{name}{SOCKET_SUFFIX}"
 
 
+def key_of(mountpoint: Path) -> str:
+    """Return under which name a keeper holds what belongs to *mountpoint* (resolved)."""
+    return socket_path(mountpoint).stem
+
+
 def device_path(mountpoint: Path) -> Path:
-    """Return the file in which the daemon of *mountpoint* notes its mount's major:minor while it lives."""
+    """Return the file with what is noted of *mountpoint* while it is served, see `presence`."""
     return socket_path(mountpoint).with_suffix(DEVICE_SUFFIX)
 
 

@@ -17,7 +17,7 @@ import trio
 
 from torrentfs import __version__
 from torrentfs.config import SeedSettings, SwarmSettings, format_address
-from torrentfs.daemon import control
+from torrentfs.daemon import claims, control
 from torrentfs.daemon.inventory import Inventory, Offer
 from torrentfs.daemon.lifetime import end_on_signal, first_error
 from torrentfs.daemon.mountpoint import resolve
@@ -55,7 +55,7 @@ def run(directory: Path, settings: SeedSettings, ready: Callable[["Origin"], Non
             nursery.start_soon(control.serve, listener, {"stats": origin.stats})
             ready(origin)
 
-    with control.claim(resolve(directory), _seeded) as listener:
+    with claims.claim(resolve(directory), _seeded) as listener:
         try:
             trio.run(main, listener)
         except* TorrentfsError as group:
@@ -151,7 +151,7 @@ class Origin:
         except (OSError, TorrentfsError) as error:
             self._complain("commit", f"{error}; it will be tried again")
 
-    async def stats(self) -> dict[str, Any]:
+    async def stats(self, _: object = None) -> dict[str, Any]:
         """Return figures for admins; bytes are payload only.
 
         Raises: DeadlineError.

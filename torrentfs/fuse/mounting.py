@@ -97,6 +97,11 @@ def by_fusermount(mountpoint: Path, source: str) -> int:
     return descriptor
 
 
+def plain(name: str) -> str:
+    """Return a name without what has a meaning in a list of mount options."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name) or "torrentfs"
+
+
 def _received(connection: socket.socket) -> int | None:
     """Return the descriptor that came over *connection* (unix(7), SCM_RIGHTS), if one did."""
     descriptors = array.array("i")

@@ -73,13 +73,14 @@ class Session:
         settings: MountSettings,
         channel: Channel,
         turns: Turns,
+        device: str,
     ) -> None:
         self._filesystem = filesystem
         self._mountpoint = mountpoint
         self._settings = settings
         self._channel = channel
         self._replies = Replies(channel)
-        self._device = ""
+        self._device = device
         self._waiting: dict[int, tuple[Request, trio.CancelScope, float]] = {}
         self._somebody_waits = trio.Event()
         self._initialised = trio.Event()
@@ -147,7 +148,8 @@ class Session:
                 await self._initialised.wait()
             if self._refused:
                 raise MountError(f"{self._mountpoint}: {self._refused}")
-            self._tune()
+            if not self._device:
+                self._device = self._tuned()
             task_status.started(self)
 
     async def _read(self) -> None:
@@ -203,18 +205,20 @@ class Session:
         self._replies.refuse(unique, errno.EPROTO)
         self._token.run_sync_soon(self._initialised.set)
 
-    def _tune(self) -> None:
-        settings = self._settings
+    def _tuned(self) -> str:
+        """Tell the kernel how much to read ahead, and return the mount's device; empty if it is not found."""
+        settings, device = self._settings, ""
         try:
-            self._device = kernel.device_of(self._mountpoint)
+            device = kernel.device_of(self._mountpoint)
             kernel.open_control()
             kernel.tune(
-                self._device,
+                device,
                 background_max=settings.background_max,
                 read_ahead_kib=settings.read_ahead_kib,
             )
         except (OSError, MountError, subprocess.SubprocessError) as error:
             log.info("%s: read_ahead_kib stays the kernel's: %s", self._mountpoint, error)
+        return device
 
     # Requests that wait
 
@@ -342,11 +346,14 @@ async def serve(
     channel: Channel,
     turns: Turns,
     *,
+    device: str = "",
     task_status: trio.TaskStatus[Session] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the mount of *channel* until it is unmounted; see `Session.serve`.
 
+    *device* is the mount's major:minor, if a predecessor found it: by now another may be at *mountpoint*.
+
     Raises:
         MountError.
     """
-    await Session(filesystem, mountpoint, settings, channel, turns).serve(task_status=task_status)
+    await Session(filesystem, mountpoint, settings, channel, turns, device).serve(task_status=task_status)

@@ -6,7 +6,6 @@ What can be answered at once is, without a checkpoint: pyfuse3 itself costs some
 import errno
 import logging
 import os
-import re
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,6 +21,7 @@ from torrentfs.config import MountSettings
 from torrentfs.errors import MountError
 from torrentfs.fuse import kernel
 from torrentfs.fuse.filesystem import BLOCK_SIZE, FIXED_TIMEOUT_S, UPPER_TIMEOUT_S, Filesystem
+from torrentfs.fuse.mounting import plain
 from torrentfs.fuse.pyfuse3_loop import Loop
 from torrentfs.repository.metainfo import NotCached
 from torrentfs.tree import Attributes, Changes, Inode
@@ -82,7 +82,7 @@ class Session:
             loop.remove()
 
     def _mount(self, operations: "_Operations") -> None:
-        options = {*_OPTIONS, f"fsname={self._settings.source or _plain(self._filesystem.tree.catalog.name)}"}
+        options = {*_OPTIONS, f"fsname={self._settings.source or plain(self._filesystem.tree.catalog.name)}"}
         if _is_root():
             options.add("allow_other")
             # Without the control files, 12 readers that wait hold up others: worth a line, not worth failing.
@@ -331,8 +331,3 @@ def _forget(changes: Changes) -> None:
 
 def _is_root() -> bool:
     return os.geteuid() == 0
-
-
-def _plain(name: str) -> str:
-    """Return a name without what has a meaning in a list of mount options."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", name) or "torrentfs"

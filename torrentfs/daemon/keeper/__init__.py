@@ -33,6 +33,6 @@ there, and the server shares standard error.
 """
 
 from torrentfs.daemon.keeper.channel import MESSAGE_MAX
-from torrentfs.daemon.keeper.options import WATCHDOG_S, is_name
+from torrentfs.daemon.keeper.options import HELD_MAX, WATCHDOG_S, is_name
 
-__all__ = ["MESSAGE_MAX", "WATCHDOG_S", "is_name"]
+__all__ = ["HELD_MAX", "MESSAGE_MAX", "WATCHDOG_S", "is_name"]

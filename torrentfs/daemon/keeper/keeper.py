@@ -4,9 +4,9 @@ import time
 
 from torrentfs.daemon.keeper.channel import Descriptor
 from torrentfs.daemon.keeper.lines import as_json, log, tell
-from torrentfs.daemon.keeper.options import Options, is_name
+from torrentfs.daemon.keeper.options import HELD_MAX, Options, is_name
 from torrentfs.daemon.keeper.server import NEVER, Server, spawn
-from torrentfs.daemon.keeper.store import HELD_MAX, Store
+from torrentfs.daemon.keeper.store import Store
 
 
 class Keeper:

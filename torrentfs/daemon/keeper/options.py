@@ -1,6 +1,8 @@
 """This module reads the keeper's command line."""
 
 WATCHDOG_S = 30.0
+HELD_MAX = 256
+"""Descriptors, far below the usual 1024 of a process."""
 NAME_LENGTH_MAX = 200
 NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 

@@ -6,9 +6,6 @@ import os
 from torrentfs.daemon.keeper.channel import Channel, Descriptor
 from torrentfs.daemon.keeper.lines import log
 
-HELD_MAX = 256
-"""Far below the usual 1024 of a process."""
-
 
 def manager() -> Channel:
     """Return the way to the service manager: sd_notify(3). Without one, what is said there is lost."""

@@ -1,0 +1,201 @@
+"""This module is the server's process, whose mounts outlive it: started, paused and ended by its keeper."""
+
+import logging
+import os
+import signal
+import sys
+from functools import partial
+from typing import Any
+
+import trio
+
+from torrentfs import __version__
+from torrentfs.daemon.holdings import Holdings
+from torrentfs.daemon.keeping import Keeping, Leave, Resume, Start, Suspend, Word
+from torrentfs.daemon.lifetime import first_of
+from torrentfs.daemon.logfile import start_log
+from torrentfs.daemon.programs import server_command
+from torrentfs.daemon.request import CONFIG, decode_all, encode, in_memory
+from torrentfs.daemon.runtime import key_of
+from torrentfs.daemon.serving import make_directory
+from torrentfs.daemon.shift import Shift
+from torrentfs.errors import ControlError, TorrentfsError, UsageError
+from torrentfs.fuse.turns import Turns
+from torrentfs.node import swarm as _swarm  # noqa: F401 - takes long, and others serve until it is done
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """One server of a keeper: a shift of serving, or another after a reload that failed."""
+
+    def __init__(self, keeping: Keeping, start: Start, turns: Turns) -> None:
+        self._keeping = keeping
+        self._start = start
+        self._turns = turns
+        self._holdings = Holdings(keeping, start.held)
+        self._shift: Shift | None = None
+        self._is_ready = False
+        self._is_reloading = False
+        self._refusals: list[str] = []
+
+    @property
+    def is_well(self) -> bool:
+        """Whether every mount gets on."""
+        return self._shift is None or self._shift.is_well
+
+    async def live(self) -> int:
+        """Serve until there is nothing left to serve, or another does; return the exit code."""
+        try:
+            return await self._serve()
+        except Exception as failure:
+            return self._fail(first_of(failure))
+
+    def note_keeper(self) -> None:
+        """Note that there is another keeper."""
+        for mount in self._shift.mounts if self._shift else ():
+            mount.note(self._keeping.keeper_pid)
+
+    async def _serve(self) -> int:
+        while True:
+            words = {"server": self._tell, "reload": self._reload}
+            shift = self._shift = Shift(self._holdings, self._turns, self._figures, words)
+            if not self._is_ready:
+                self._start_log(shift)
+            word = await self._work(shift)
+            if isinstance(word, Suspend):
+                self._keeping.suspended()
+                word = await self._keeping.word()
+            match word:
+                case Leave():
+                    return 0
+                case Resume(reason):
+                    self._refuse(reason)
+                case _:
+                    shift.end()
+                    self._keeping.done()
+                    return 0
+
+    def _start_log(self, shift: Shift) -> None:
+        make_directory(shift.cache)
+        length_max = shift.mounts[0].request.configuration.mount.log_bytes_max
+        start_log(shift.cache, length_max, foreground=self._start.is_foreground)
+
+    async def _work(self, shift: Shift) -> Word | None:
+        """Do a shift until the keeper wants something else; return what, None if nothing is left to serve."""
+        # Of what was served before, as much as possible is; but a reload succeeds as a whole, or not at all.
+        patiently = not self._start.is_successor and any(mount.is_mounted for mount in shift.mounts)
+        patiently = patiently or self._is_ready
+        wanted: list[Word] = []
+
+        async def listen() -> None:
+            while isinstance(word := await self._keeping.word(), Resume):
+                self._refuse(word.reason)
+            wanted.append(word)
+            nursery.cancel_scope.cancel()
+
+        async def work(task_status: trio.TaskStatus[str]) -> None:
+            await shift.work(patiently=patiently, task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(listen)
+                notice = str(await nursery.start(work))
+                if not self._is_ready:
+                    self._keeping.ready(notice)
+                self._is_ready = True
+        except Exception:
+            if not patiently and not self._start.is_successor:
+                shift.end()
+            raise
+        return wanted[0] if wanted else None
+
+    def _fail(self, error: BaseException) -> int:
+        """Say why this server ends; return the exit code."""
+        if isinstance(error, TorrentfsError):
+            text = str(error)
+            log.error("%s", text)
+        else:
+            text = f"the daemon failed, its log says more: {error!r}"
+            log.error("the daemon failed", exc_info=error)
+        used_wrongly = isinstance(error, UsageError)
+        if not self._is_ready:
+            self._keeping.failed(text, used_wrongly=used_wrongly)
+            if self._start.is_foreground:
+                print(f"torrentfs: {' '.join(text.split())}", file=sys.stderr)
+        return 2 if used_wrongly else 1
+
+    # What may be asked
+
+    def _figures(self) -> dict[str, Any]:
+        """Return what `stats` says of the processes."""
+        return {
+            "pid": os.getpid(),
+            "keeper": self._keeping.keeper_pid,
+            "restarts": self._start.restarts,
+            "last_end": self._start.reason,
+        }
+
+    async def _tell(self, _: object) -> dict[str, Any]:
+        """Return what a reload needs to know."""
+        mounts = self._shift.mounts if self._shift else []
+        return {
+            **self._figures(),
+            "torrentfs": __version__,
+            "requests": [mount.request for mount in mounts],
+            "refusals": self._refusals,
+        }
+
+    async def _reload(self, given: object) -> None:
+        """Have a successor started that serves the requests in the list *given* instead of ours; no wait.
+
+        Raises: UsageError, ControlError.
+        """
+        requests = decode_all(given)
+        ours = [mount.mountpoint for mount in self._shift.mounts] if self._shift else []
+        if [request.mountpoint for request in requests] != ours:
+            raise ControlError("mounts came or went meanwhile: reload again")
+        if self._is_reloading:
+            raise ControlError("another reload is under way")
+        self._is_reloading = True
+        offers = {f"{key_of(one.mountpoint)}.{CONFIG}": in_memory(CONFIG, encode(one)) for one in requests}
+        self._keeping.reload(offers)
+        for descriptor in offers.values():
+            os.close(descriptor)
+
+    def _refuse(self, reason: str) -> None:
+        log.warning("no other server serves in place of this one: %s", reason)
+        self._is_reloading = False
+        self._refusals.append(reason)
+
+
+async def _main(descriptor: int, turns: Turns) -> int:
+    keeping = Keeping(descriptor, server_command())
+    start = await keeping.prepared()
+
+    def end(*_: object) -> None:
+        # Whoever ends the server so means all of it: the keeper would start another.
+        if keeping.keeper_pid:
+            os.kill(keeping.keeper_pid, signal.SIGTERM)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, end)
+    server = Server(keeping, start, turns)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(keeping.run, lambda: server.is_well, server.note_keeper))
+        code = await server.live()
+        nursery.cancel_scope.cancel()
+    return code
+
+
+def main() -> int:
+    """Be a server: `--keeper DESCRIPTOR`; return the exit code."""
+    # Nobody's terminal. Not SIG_IGN, which our children would inherit.
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    turns = Turns()
+    return trio.run(_main, int(sys.argv[2]), turns, instruments=[turns])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

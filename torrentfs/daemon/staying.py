@@ -1,0 +1,26 @@
+"""This module stays while another's server serves a mount, for a service whose mount joined that."""
+
+import signal
+import time
+from pathlib import Path
+
+from torrentfs.daemon.control_client import daemon_pid
+from torrentfs.daemon.ending import end
+
+LOOK_INTERVAL_S = 0.5
+
+
+def stay(mountpoint: Path) -> None:
+    """Return when *mountpoint* (resolved) is not served any more; end it at a signal that ends daemons.
+
+    Raises: MountError: it cannot be ended.
+    """
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: asked.append(number))
+    while daemon_pid(mountpoint) is not None:
+        if asked:
+            end(mountpoint, force=True)
+            return
+        time.sleep(LOOK_INTERVAL_S)
