@@ -32,16 +32,16 @@ def reload(mountpoint: Path) -> Reloaded:
     """
     before = _server(mountpoint)
     # By the code that is installed now: it knows its settings best.
-    wanted = msgspec.to_builtins([again(request) for request in decode_all(before["requests"])])
+    wanted = [again(request) for request in decode_all(before["requests"])]
     deadline = time.monotonic() + RELOAD_DEADLINE_S
     try:
-        ask_once(mountpoint, "reload", RELOAD_DEADLINE_S, wanted)
+        ask_once(mountpoint, "reload", RELOAD_DEADLINE_S, msgspec.to_builtins(wanted))
     except Interrupted as error:
         raise MountError(f"{error}: reload again") from None
     while time.monotonic() < deadline:
         after = _server(mountpoint)
         if after["pid"] != before["pid"]:
-            if after["requests"] != wanted:
+            if list(decode_all(after["requests"])) != wanted:
                 raise MountError(f"the server of {mountpoint} died meanwhile, and was started as it was")
             return Reloaded(after["pid"], after["torrentfs"], len(wanted))
         if len(after["refusals"]) > len(before["refusals"]):
