@@ -262,7 +262,7 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_a_daemon_imports_nothing_that_it_does_not_need() -> None:
-    assert modules_after("import torrentfs.daemon.mount").isdisjoint(HEAVY)
+    assert modules_after("import torrentfs.daemon.server, torrentfs.daemon.alone").isdisjoint(HEAVY)
 
 
 def test_a_question_to_a_daemon_imports_little() -> None:

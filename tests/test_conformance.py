@@ -1,4 +1,4 @@
-"""This module runs the conformance suite on the tree in process and on real mounts, one through each front."""
+"""The conformance suite, on the tree in process and on real mounts, one through each front."""
 
 # Names are bytes of any kind here, which pathlib does not hold.
 # ruff: noqa: PTH115, PTH118, PTH208

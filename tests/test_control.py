@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from torrentfs.daemon import control, control_client
+from torrentfs.daemon import claims, control, control_client
 from torrentfs.daemon.runtime import runtime_directory, socket_path, sockets
 from torrentfs.errors import ControlError, FetchError, MountError
 
@@ -27,23 +27,23 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-async def answer() -> dict[str, Any]:
+async def answer(_: object) -> dict[str, Any]:
     return {"pid": os.getpid()}
 
 
-async def refuse() -> Any:
+async def refuse(_: object) -> Any:
     raise FetchError("the repository is away")
 
 
-async def break_down() -> Any:
+async def break_down(_: object) -> Any:
     raise KeyError("oh")
 
 
-async def be_odd() -> Any:
+async def be_odd(_: object) -> Any:
     return {"mountpoint": os.fsdecode(b"/caf\xe9")}
 
 
-WORDS: dict[str, Callable[[], Awaitable[Any]]] = {
+WORDS: dict[str, Callable[[Any], Awaitable[Any]]] = {
     "stats": answer,
     "refuse": refuse,
     "break": break_down,
@@ -53,7 +53,7 @@ WORDS: dict[str, Callable[[], Awaitable[Any]]] = {
 
 async def asked(work: Callable[[], Any]) -> Any:
     """Return what *work*, in a thread, gets from a daemon that serves WORDS."""
-    with control.claim(PLACE) as listener:
+    with claims.claim(PLACE) as listener:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(control.serve, listener, WORDS)
             try:
@@ -73,7 +73,7 @@ async def test_all_daemons_of_a_user_are_asked() -> None:
 
 
 async def test_a_daemon_that_hangs_does_not_hide_the_others() -> None:
-    with control.claim(Path("/hangs")):
+    with claims.claim(Path("/hangs")):
         answers, errors = await asked(partial(control_client.ask_all, "stats", deadline_s=1.0))
 
     assert answers == [{"pid": os.getpid()}]
@@ -81,7 +81,7 @@ async def test_a_daemon_that_hangs_does_not_hide_the_others() -> None:
 
 
 async def test_the_pid_is_known_without_an_answer() -> None:
-    with control.claim(PLACE):
+    with claims.claim(PLACE):
         assert control_client.daemon_pid(PLACE) == os.getpid()
 
     assert control_client.daemon_pid(PLACE) is None
@@ -136,7 +136,9 @@ async def test_a_daemon_that_takes_no_more_questions_does_not_hide_the_others(
     assert len(errors) == 1
 
 
-@pytest.mark.parametrize("question", [b"\n", b"[]\n", b'{"ask": 3}\n', b"x" * 10_000, b'"stats"\n'])
+@pytest.mark.parametrize(
+    "question", [b"\n", b"[]\n", b'{"ask": 3}\n', b"x" * (control.QUESTION_LENGTH_MAX + 1), b'"stats"\n']
+)
 async def test_rubbish_gets_an_error(question: bytes) -> None:
     def work() -> Any:
         with socket.socket(socket.AF_UNIX) as connection:
@@ -162,25 +164,25 @@ def test_nobody_home_is_said_so() -> None:
 
 
 def test_a_daemon_that_hangs_is_given_up() -> None:
-    with control.claim(PLACE), pytest.raises(ControlError, match=r"did not answer within 0\.05 s"):
+    with claims.claim(PLACE), pytest.raises(ControlError, match=r"did not answer within 0\.05 s"):
         control_client.ask(PLACE, "stats", deadline_s=0.05)
 
 
 def test_a_mountpoint_has_one_daemon() -> None:
     with (
-        control.claim(PLACE),
+        claims.claim(PLACE),
         pytest.raises(MountError, match=f"by process {os.getpid()}"),
-        control.claim(PLACE),
+        claims.claim(PLACE),
     ):
         pass
 
 
 def test_a_claim_does_not_wait_for_ever(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "CLAIM_DEADLINE_S", 0.1)
+    monkeypatch.setattr(claims, "CLAIM_DEADLINE_S", 0.1)
     directory = os.open(runtime_directory(), os.O_RDONLY)
     fcntl.flock(directory, fcntl.LOCK_EX)
     try:
-        with pytest.raises(ControlError, match="locked by another process"), control.claim(PLACE):
+        with pytest.raises(ControlError, match="locked by another process"), claims.claim(PLACE):
             pass
     finally:
         os.close(directory)
@@ -190,12 +192,12 @@ def test_a_killed_daemons_socket_is_taken_over() -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(socket_path(PLACE)))
 
-    with control.claim(PLACE):
+    with claims.claim(PLACE):
         assert control_client.daemon_pid(PLACE) == os.getpid()
 
 
 def test_no_socket_is_left() -> None:
-    with control.claim(PLACE):
+    with claims.claim(PLACE):
         pass
 
     assert sockets() == []

@@ -8,7 +8,7 @@ import trio
 from catalogs import mirror
 
 from torrentfs.config import MountSettings
-from torrentfs.daemon.currency import Currency, Origin, repository_directory
+from torrentfs.daemon.currency import Currency, Origin
 from torrentfs.errors import ExpiredError, FetchError, FormatError, TrustError
 from torrentfs.node import mirrors
 from torrentfs.repository.catalog import Catalog
@@ -27,13 +27,13 @@ def origin_of(repository: Repository, tmp_path: Path) -> Origin:
     """Return an origin with a copy of the trust file, as on a node."""
     trust = tmp_path / "root.json"
     trust.write_bytes((repository.public / "root.json").read_bytes())
-    directory = repository_directory(tmp_path / "cache", trust)
+    directory = tmp_path / "cache"
     directory.mkdir(parents=True, exist_ok=True)
     return Origin(repository.public.as_uri(), directory, trust)
 
 
 async def test_a_newer_catalog_is_shown_and_counts_as_known(repository: Repository, tmp_path: Path) -> None:
-    currency = Currency(origin_of(repository, tmp_path), SETTINGS)
+    currency = Currency(origin_of(repository, tmp_path), SETTINGS, trio.Lock())
     first = await currency.first()
     shown: list[int] = []
 
@@ -53,7 +53,7 @@ async def test_a_newer_catalog_is_shown_and_counts_as_known(repository: Reposito
 async def test_a_catalog_that_could_not_be_shown_is_shown_at_the_next_look(
     repository: Repository, tmp_path: Path
 ) -> None:
-    currency = Currency(origin_of(repository, tmp_path), SETTINGS)
+    currency = Currency(origin_of(repository, tmp_path), SETTINGS, trio.Lock())
     await currency.first()
     await trio.to_thread.run_sync(repository.refresh)
     shown: list[int] = []
@@ -72,7 +72,7 @@ async def test_a_catalog_that_could_not_be_shown_is_shown_at_the_next_look(
 
 
 async def test_a_catalog_that_is_current_is_not_shown_again(repository: Repository, tmp_path: Path) -> None:
-    currency = Currency(origin_of(repository, tmp_path), SETTINGS)
+    currency = Currency(origin_of(repository, tmp_path), SETTINGS, trio.Lock())
     await currency.first()
 
     async def show(catalog: Catalog) -> None:
@@ -98,7 +98,7 @@ async def test_one_http_client_serves_all_checks(
     monkeypatch.setattr(mirrors, "_http_client", counted)
     origin = origin_of(repository, tmp_path)
     with mirror(repository.public) as url:
-        currency = Currency(Origin(url, origin.directory, origin.trust), SETTINGS)
+        currency = Currency(Origin(url, origin.directory, origin.trust), SETTINGS, trio.Lock())
         await currency.first()
         with trio.move_on_after(3 * SETTINGS.refresh_interval_s):
             await currency.keep(show)
@@ -114,10 +114,10 @@ async def test_a_start_without_the_repository_takes_the_last_known_one(
     repository: Repository, tmp_path: Path
 ) -> None:
     origin = origin_of(repository, tmp_path)
-    known = await Currency(origin, SETTINGS).first()
+    known = await Currency(origin, SETTINGS, trio.Lock()).first()
     repository.public.rename(tmp_path / "away")
 
-    currency = Currency(origin, SETTINGS)
+    currency = Currency(origin, SETTINGS, trio.Lock())
     assert await currency.first() == known
     assert currency.doubt.startswith(f"starting with the last known catalog, version {known.version}: ")
 
@@ -126,7 +126,7 @@ async def test_a_start_without_the_repository_takes_the_last_known_one(
 async def test_an_outage_is_logged_once(
     repository: Repository, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    currency = Currency(origin_of(repository, tmp_path), SETTINGS)
+    currency = Currency(origin_of(repository, tmp_path), SETTINGS, trio.Lock())
     await currency.first()
     repository.public.rename(tmp_path / "away")
 
@@ -144,21 +144,22 @@ async def test_without_any_catalog_a_start_fails(repository: Repository, tmp_pat
     repository.public.rename(tmp_path / "away")
 
     with pytest.raises(FetchError):
-        await Currency(origin, SETTINGS).first()
+        await Currency(origin, SETTINGS, trio.Lock()).first()
 
 
 async def test_another_repositorys_root_is_named(repository: Repository, tmp_path: Path) -> None:
     other = Repository.create(tmp_path / "other", "alice")
     origin = origin_of(other, tmp_path)
+    mixed = Origin(repository.public.as_uri(), origin.directory, origin.trust)
 
     with pytest.raises(TrustError, match=r"root\.json"):
-        await Currency(Origin(repository.public.as_uri(), origin.directory, origin.trust), SETTINGS).first()
+        await Currency(mixed, SETTINGS, trio.Lock()).first()
 
 
 async def test_an_expired_repository_is_not_taken_for_a_wrong_root(tmp_path: Path) -> None:
     then = datetime.now(UTC).replace(microsecond=0) - timedelta(days=31)
     sleeping = Repository.create(tmp_path / "repo", "alice", clock=lambda: then)
-    currency = Currency(origin_of(sleeping, tmp_path), SETTINGS)
+    currency = Currency(origin_of(sleeping, tmp_path), SETTINGS, trio.Lock())
 
     with pytest.raises(ExpiredError, match=r"expired.*publisher must run `torrentfs repo refresh`") as caught:
         await currency.first()

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from keepers import DEADLINE_S, PUPPET, Kept, Puppet, content, kept, memory, private_kb
 
+from torrentfs.daemon.keeper import HELD_MAX
 from torrentfs.daemon.keeper.channel import Channel, Descriptor
 from torrentfs.daemon.keeper.keeper import Keeper
 from torrentfs.daemon.keeper.loop import Loop
 from torrentfs.daemon.keeper.options import Options
 from torrentfs.daemon.keeper.server import Server
-from torrentfs.daemon.keeper.store import HELD_MAX
 from torrentfs.daemon.keeping import keeper_command
 
 EAGER = ("--delay", "0.001", "--steady", "0")

@@ -140,7 +140,7 @@ def _converse(connection: socket.socket, what: object, deadline_s: float, whom: 
                 raise Interrupted(f"the daemon {whom} ended in the middle of its answer")
         answer = json.loads(line)
     except TimeoutError:
-        raise ControlError(f"the daemon {whom} did not answer within {deadline_s:g} s") from None
+        raise ControlError(f"the daemon {whom} did not answer within {deadline_s:.3g} s") from None
     except ConnectionError as error:
         raise Interrupted(f"the daemon {whom} ended before it answered: {error.strerror}") from None
     except (OSError, ValueError) as error:
