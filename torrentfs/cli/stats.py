@@ -59,7 +59,10 @@ def _ask(place: Path | None) -> tuple[list[dict[str, Any]], list[ControlError]]:
     from torrentfs.daemon.control_client import ask, ask_all
     from torrentfs.daemon.mountpoint import resolve
 
-    return ask_all("stats") if place is None else ([ask(resolve(place), "stats")], [])
+    if place is not None:
+        return [ask(resolve(place), "stats")], []
+    records, errors = ask_all("stats")
+    return sorted(records, key=lambda record: str(record.get("mountpoint", record.get("directory")))), errors
 
 
 def _text(record: dict[str, Any]) -> str:
@@ -94,6 +97,7 @@ def _mount(record: dict[str, Any]) -> str:
         f"  reads    {reads['waiting']} waiting; waits so far: median {reads['wait_p50_ms']:.1f} ms, "
         f"99 % within {reads['wait_p99_ms']:.1f} ms",
         f"  peers    {record['peers']} connected, listening on {record['listen']}",
+        *_server(record),
         f"  errors   {record['errors']}",
     ]
     if record["packages"]:
@@ -110,6 +114,21 @@ def _held(record: dict[str, Any]) -> list[str]:
         return []
     held_by = record["held_by"]
     return [f"  mount    unmounted here, {'held by ' + ', '.join(held_by) if held_by else 'ending'}"]
+
+
+def _server(record: dict[str, Any]) -> list[str]:
+    """Return who serves a mount, and how often another had to go on."""
+    # A daemon of an earlier version does not say.
+    server = record.get("server")
+    if not server:
+        return []
+    times = (
+        f"; started again {server['restarts']} times, last: {server['last_end']}"
+        if server["restarts"]
+        else ""
+    )
+    keeper = f", keeper {server['keeper']}" if server["keeper"] else ""
+    return [f"  fuse     {record['fuse']}{keeper}{times}"]
 
 
 def _row(package: dict[str, Any]) -> tuple[str, ...]:

@@ -151,26 +151,38 @@ def _force(daemon: _Daemon, device: str) -> None:
     if not device and (held := known_hold(place)):
         device = held.device
     left = mounted_at(device) if device else []
-    if daemon.is_shared:
-        # The mount alone: its connection is cut, which its server takes for its end.
-        with contextlib.suppress(OSError):
-            kernel.abort(device)
-    else:
-        daemon.tell(signal.SIGTERM)
-    if not daemon.has_ended(FORCE_DEADLINE_S):
-        daemon.tell(signal.SIGTERM)
-        daemon.kill_server()
-        # One that waits for its own mount does not even get SIGKILL before the connection is cut.
-        if device:
-            with contextlib.suppress(OSError):
-                kernel.abort(device)
-        if not daemon.has_ended(FORCE_DEADLINE_S):
-            daemon.tell(signal.SIGKILL)
-            daemon.kill_server()
-            if not daemon.has_ended(FORCE_DEADLINE_S):
-                raise MountError(
-                    f"process {daemon.server} of {place} outlives SIGKILL: the kernel's log may say why"
-                )
+    if not (_cut_off(daemon, device) if daemon.is_shared else _end_all(daemon, device)):
+        raise MountError(f"process {daemon.server} of {place} outlives SIGKILL: the kernel's log may say why")
     for path in reversed([str(place), *left]):
         if is_mounted(Path(path)) and is_dead(Path(path)):
             unmount(Path(path), lazy=True)
+
+
+def _cut_off(daemon: _Daemon, device: str) -> bool:
+    """Cut the connection of one mount, which its server takes for the end of that; tell whether it did."""
+    _abort(device)
+    if daemon.has_ended(FORCE_DEADLINE_S):
+        return True
+    daemon.kill_server()
+    return daemon.has_ended(FORCE_DEADLINE_S)
+
+
+def _end_all(daemon: _Daemon, device: str) -> bool:
+    """End the processes of a daemon; tell whether they did."""
+    daemon.tell(signal.SIGTERM)
+    if daemon.has_ended(FORCE_DEADLINE_S):
+        return True
+    daemon.kill_server()
+    # One that waits for its own mount does not even get SIGKILL before the connection is cut.
+    _abort(device)
+    if daemon.has_ended(FORCE_DEADLINE_S):
+        return True
+    daemon.tell(signal.SIGKILL)
+    daemon.kill_server()
+    return daemon.has_ended(FORCE_DEADLINE_S)
+
+
+def _abort(device: str) -> None:
+    with contextlib.suppress(OSError):
+        if device:
+            kernel.abort(device)

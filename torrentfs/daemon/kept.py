@@ -149,7 +149,9 @@ class KeptMount:
                 unmount(self.mountpoint, lazy=True)
             except MountError as error:
                 log.warning("%s", error)
-        claims.release(self.mountpoint)
+        # Another daemon may serve there, which is why this one never did.
+        if f"{self._key}.{CONTROL}" in self._holdings:
+            claims.release(self.mountpoint)
         self._holdings.drop_mount(self._key)
 
 

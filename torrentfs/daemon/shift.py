@@ -84,8 +84,9 @@ class Shift:
         """End what mounts are left; the node has ended: who waits for the one waits for the other."""
         for mount in self.mounts:
             mount.end()
-        claims.release(self.cache)
-        self._holdings.drop(NODE_CONTROL)
+        if NODE_CONTROL in self._holdings:
+            claims.release(self.cache)
+            self._holdings.drop(NODE_CONTROL)
 
     async def _serve(
         self, mount: KeptMount, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED

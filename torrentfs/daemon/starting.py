@@ -47,7 +47,16 @@ def start(request: Request) -> str:
     if request.front == "pyfuse3":
         return _start(_alone, request, deadline)
     notice = join(request, deadline)
-    return _start(_kept, request, deadline) if notice is None else notice
+    if notice is not None:
+        return notice
+    try:
+        return _start(_kept, request, deadline)
+    except MountError:
+        # Another mount of the same cache may just have been quicker.
+        notice = join(request, deadline)
+        if notice is None:
+            raise
+        return notice
 
 
 def join(request: Request, deadline: float) -> str | None:
@@ -88,7 +97,8 @@ def _keeper_words(request: Request, options: Sequence[str] = ()) -> tuple[list[s
     """
     held = in_memory(CONFIG, encode(request))
     name = f"{key_of(request.mountpoint)}.{CONFIG}"
-    return [*keeper_command(), *options, f"{name}={held}", "--", *server_command()], held
+    deadline = ["--start-deadline", str(request.configuration.mount.start_deadline_s)]
+    return [*keeper_command(), *options, *deadline, f"{name}={held}", "--", *server_command()], held
 
 
 def _kept(request: Request, stderr: IO[bytes]) -> Process:
