@@ -5,6 +5,7 @@ this process or in another.
 """
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -126,6 +127,8 @@ class Shift:
         [request] = decode_all([given])
         if request.cache != self.cache:
             raise MountError(f"{request.mountpoint} is to use another cache than this server's, {self.cache}")
+        if any(mount.mountpoint == request.mountpoint for mount in self.mounts):
+            raise await trio.to_thread.run_sync(claims.is_mounted_already, request.mountpoint, os.getpid())
         if len(self.mounts) >= MOUNTS_MAX:
             raise MountError(f"{MOUNTS_MAX} mounts use this cache already: give another --cache")
         mount = KeptMount(self._holdings, self._turns, request)
