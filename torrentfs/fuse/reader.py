@@ -168,31 +168,27 @@ class Reader:
 
     def _next(self, buffer: memoryview) -> int:
         """Read a request; return its length, 0 if there is none yet, -1 if there will never be one."""
-        try:
-            return os.readv(self._descriptor, (buffer,))
-        except BlockingIOError:
-            self._look()
-        except OSError as error:
-            if error.errno in _GONE:
-                return -1
-            if error.errno not in _RETRY:
-                raise
-        return 0
-
-    def _look(self) -> None:
-        """Return when there is something to do: spin for a moment, then sleep."""
-        ready = self._spin() or self._poll.poll()
-        if (self._bell, select.POLLIN) in ready:
+        end_ns = 0
+        while True:
+            try:
+                return os.readv(self._descriptor, (buffer,))
+            except BlockingIOError:
+                now_ns = time.perf_counter_ns()
+                if not end_ns:
+                    end_ns = now_ns + self._spin_ns
+                if now_ns >= end_ns or self._stopping:
+                    break
+                # Whoever shares our processor may be the one that is about to ask.
+                os.sched_yield()
+            except OSError as error:
+                if error.errno in _GONE:
+                    return -1
+                if error.errno not in _RETRY:
+                    raise
+                return 0
+        if (self._bell, select.POLLIN) in self._poll.poll():
             self._hush()
-
-    def _spin(self) -> list[tuple[int, int]]:
-        poll, end = self._poll.poll, time.perf_counter_ns() + self._spin_ns
-        while time.perf_counter_ns() < end:
-            # Whoever shares our processor may be the one that is about to ask.
-            os.sched_yield()
-            if ready := poll(0):
-                return ready
-        return []
+        return 0
 
     def _await_slot(self) -> int | None:
         """Wait for one of the requests in flight to be answered: there may be no more of them."""
