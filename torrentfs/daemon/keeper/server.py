@@ -13,7 +13,8 @@ from torrentfs.daemon.keeper.options import Options
 NEVER = float("inf")
 STDERR_MAX = 1 << 20
 """Of a server that is not ready yet; what it says beyond is lost."""
-SIGNAL_NAMES = {getattr(_signal, name): name for name in dir(_signal) if name[:3] == "SIG" and name[3] != "_"}
+NAMES = [name for name in dir(_signal) if name[:3] == "SIG" and name[3] != "_"]
+SIGNAL_NAMES = {getattr(_signal, name): name for name in reversed(NAMES)}  # SIGABRT, not SIGIOT, for 6
 PHASES = {
     "preparing": ("start_deadline_s", "was not ready within"),
     "waiting": ("start_deadline_s", "was not ready within"),
