@@ -165,3 +165,23 @@ async def test_an_expired_repository_is_not_taken_for_a_wrong_root(tmp_path: Pat
         await currency.first()
 
     assert "root.json" not in str(caught.value)
+
+
+async def test_what_another_mount_of_the_repository_fetched_is_shown_too(
+    repository: Repository, tmp_path: Path
+) -> None:
+    origin, lock = origin_of(repository, tmp_path), trio.Lock()
+    currencies = [Currency(origin, SETTINGS, lock) for _ in range(2)]
+    shown: list[int] = []
+
+    async def show(catalog: Catalog) -> None:
+        shown.append(catalog.version)
+
+    for currency in currencies:
+        await currency.first()
+    await trio.to_thread.run_sync(repository.refresh)
+
+    changed = [await currency.check(show) for currency in currencies * 2]
+
+    assert changed == [True, True, False, False]
+    assert shown == [2, 2]

@@ -56,7 +56,8 @@ class Currency:
         self._settings = settings
         self._one_at_a_time = one_at_a_time
         self._fails = False
-        self._in_doubt = False
+        self._mark: object = None
+        """Tells which kept catalog is the one that is shown; None: that is in doubt."""
         self._started_s = time.time()
         self.doubt = ""
         """Why the start was with a catalog that may be old; empty if it was not."""
@@ -76,11 +77,21 @@ class Currency:
 
         Raises: TrustError, FetchError: no catalog was ever known here, and none can be had.
         """
-        known = refresh.last_known(self._origin.directory)
+        async with self._one_at_a_time:
+            self._mark = refresh.mark(self._origin.directory)
+            known = refresh.last_known(self._origin.directory)
+            await self._begin(known)
+            return self.catalog
+
+    async def _begin(self, known: Catalog | None) -> None:
+        """Have a fresh catalog, else the *known* one.
+
+        Raises: TrustError, FetchError: there is none.
+        """
         deadline_s = self._settings.refresh_deadline_s if known is None else self._settings.start_grace_s
         try:
-            async with self._one_at_a_time:
-                self.catalog = await self._fetch(known, deadline_s)
+            self.catalog = await self._fetch(known, deadline_s)
+            self._mark = refresh.mark(self._origin.directory)
         except TorrentfsError as error:
             # An expired one was signed by the right keys.
             if known is None and isinstance(error, TrustError) and not isinstance(error, ExpiredError):
@@ -90,17 +101,15 @@ class Currency:
             self.doubt = f"starting with the last known catalog, version {known.version}: {error}"
             log.warning("%s", self.doubt)
             self.catalog = known
-        return self.catalog
 
     def resume(self, catalog: Catalog) -> None:
         """Go on with *catalog*, which a predecessor showed; it may have kept a newer one since."""
         self.catalog = catalog
-        self._in_doubt = True
 
     async def keep(self, show: Show) -> None:
         """Ask for a newer catalog every refresh interval and *show* it, until cancelled; then it is over."""
         try:
-            if self._in_doubt:
+            if self._mark is None:
                 await self._check_in_peace(show)
             while True:
                 await trio.sleep(self._settings.refresh_interval_s)
@@ -115,16 +124,19 @@ class Currency:
         Raises: TrustError, FetchError: the known one stays.
         """
         async with self._one_at_a_time:
-            # What was kept on disk may be newer than what is shown, if showing it failed or was cancelled.
-            known = refresh.last_known(self._origin.directory) if self._in_doubt else self.catalog
-            self._in_doubt = True
+            # What is kept on disk may be newer than what is shown: showing it failed or was cancelled, or
+            # another mount of the same repository asked for it.
+            directory, mark = self._origin.directory, self._mark
+            is_shown = mark is not None and mark == refresh.mark(directory)
+            known = self.catalog if is_shown else refresh.last_known(directory)
+            self._mark = None
             catalog = await self._fetch(known, self._settings.refresh_deadline_s)
             changed = catalog != self.catalog
             if changed:
                 await show(catalog)
                 self.catalog = catalog
                 log.info("showing catalog version %d", catalog.version)
-            self._in_doubt = False
+            self._mark = refresh.mark(directory)
             return changed
 
     async def _check_in_peace(self, show: Show) -> None:

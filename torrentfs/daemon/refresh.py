@@ -110,6 +110,15 @@ def last_known(directory: Path) -> Catalog | None:
         return None
 
 
+def mark(directory: Path) -> object:
+    """Return what is another as soon as another catalog is kept in *directory*; None if none is."""
+    try:
+        status = (directory / CATALOG).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
 async def unchanged(mirror: Mirror, directory: Path) -> bool:
     """Tell by one small request whether *mirror* still offers what `last_known` is; `refresh` is spared then.
 
