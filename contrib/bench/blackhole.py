@@ -1,19 +1,14 @@
 """This module measures a mount whose source is silent; see `python -m contrib.bench.blackhole --help`."""
 
 import json
-import os
 import random
-import select
-import signal
 import statistics
-import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import click
 from rich.console import Console
@@ -21,6 +16,7 @@ from rich.table import Table
 
 from contrib.bench.places import mount_options
 from contrib.bench.tasks import probe
+from contrib.bench.waiting import DEATH_DEADLINE_S, UndeadError, readers, silent, start_waiting
 from contrib.grid import (
     GridError,
     Node,
@@ -34,61 +30,84 @@ from contrib.grid import (
     scratch,
 )
 
-SEED: Final = 20240229
-HOT_FILES: Final = 500
-HOT_LENGTH_MAX: Final = 8 * 1024
-DARK_LENGTH: Final = 64 * 1024
-HOT, DARK, UNKNOWN = "blackhole/hot", "blackhole/dark", "blackhole/unknown"
-KINDS: Final = {"bytes": DARK, "names": UNKNOWN}
+SEED = 20240229
+LOOKED_AT = 500
+"""As many small files, and as many names in each directory of new ones."""
+LENGTH_MAX = 8 * 1024
+DARK_LENGTH = 64 * 1024
+SMALL, NEW, DARK, UNKNOWN = "blackhole/small", "blackhole/new", "blackhole/dark", "blackhole/unknown"
+ALONE = "nobody"
+KINDS = {"for bytes": DARK, "for names": UNKNOWN}
 """What readers wait for. Who waits for bytes waits for a page; who waits for a name, for our very answer."""
-PROBES: Final = {
-    "stat_hot": "hot stat",
-    "read_hot": "hot open+read+close",
-    "read_warm": "warm open+read+close",
+PROBES = {
+    "hot stat": ("stat_hot", SMALL),
+    "hot open+read+close": ("read_hot", SMALL),
+    "warm open+read+close": ("read_warm", SMALL),
+    "stat, new name": ("lstat_new", NEW),
 }
-TARGET_MS: Final = 1.0
-DEATH: Final = "SIGKILL to the last reader's end"
-TARGET_DEATH_MS: Final = 1000.0
-WAIT_DEADLINE_S: Final = 60.0
-DEATH_DEADLINE_S: Final = 60.0
-READ_DEADLINE: Final = "mount.read_deadline_s=600"  # readers are to wait for as long as we measure
+TARGETS = {"p99": 1000.0}
+REQUESTS = "requests that wait in the server"
+DEATH = "SIGKILL to the last reader's end, ms"
+DEATH_TARGET_MS = 1000.0
+READ_DEADLINE = "mount.read_deadline_s=600"  # readers are to wait for as long as we measure
 
-ALONE: Final = "nobody"
-Figures = Mapping[str, Sequence[float]]
-"""Each figure, in the order of the runs."""
-
-
-def make(source: Path, readers: int) -> None:
-    """Write what is published: small files to look at, and a file for each reader; random bytes."""
-    chance = random.Random(SEED)
-    for path, count, least, most in (
-        (HOT, HOT_FILES, 1, HOT_LENGTH_MAX),
-        (DARK, readers, DARK_LENGTH, DARK_LENGTH),
-        (UNKNOWN, readers, 1, 1),
-    ):
-        (source / path).mkdir(parents=True)
-        for number in range(count):
-            (source / path / f"{number:04}").write_bytes(chance.randbytes(chance.randint(least, most)))
+Figures = Mapping[str, Mapping[str, Sequence[float]]]
+"""Each figure in the order of the runs, by for what readers wait."""
+Note = Callable[[str, str, float], None]
 
 
-def shuffled_names(target: Path) -> Path:
-    """Write the names of the small files to *target*, in random order: a walk would have them pushed."""
-    names = [f"{number:04}" for number in range(HOT_FILES)]
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What is published: files for *readers* in each of *runs*, small ones to look at, and new names."""
+
+    source: Path
+    readers: int
+    runs: int
+
+    @property
+    def paths(self) -> Sequence[str]:
+        return SMALL, NEW, DARK, UNKNOWN
+
+    def new(self, who: str, number: int) -> str:
+        """Return the directory whose names are looked at in one run beside *who*, and never before."""
+        return f"{NEW}/{who.replace(' ', '-')}-{number}"
+
+    def waited_for(self, kind: str, number: int) -> list[str]:
+        """Return the file for each reader of one run: what those of another left behind is not theirs."""
+        first = number * self.readers
+        return [f"{KINDS[kind]}/{index:06}" for index in range(first, first + self.readers)]
+
+    def make(self) -> None:
+        """Write it all; contents are random bytes, the same each time."""
+        chance = random.Random(SEED)
+        lengths = {f"{SMALL}/{name}": chance.randint(1, LENGTH_MAX) for name in looked_at()}
+        for number in range(self.runs):
+            for who in (ALONE, *KINDS):
+                lengths |= {f"{self.new(who, number)}/{name}": 1 for name in looked_at()}
+            for kind in KINDS:
+                lengths |= dict.fromkeys(self.waited_for(kind, number), DARK_LENGTH)
+        for path, length in lengths.items():
+            (self.source / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.source / path).write_bytes(chance.randbytes(length))
+
+
+def looked_at() -> list[str]:
+    """Return the names that are looked at, in random order: for a walk, files would be pushed."""
+    names = [f"{number:04}" for number in range(LOOKED_AT)]
     random.Random(SEED).shuffle(names)
-    target.write_text("\n".join(names) + "\n")
-    return target
+    return names
 
 
 @contextmanager
 def published(
-    place: Path, readers: int, command: Sequence[str], options: Sequence[str]
+    material: Material, place: Path, command: Sequence[str], options: Sequence[str]
 ) -> Iterator[tuple[Node, Origin]]:
-    """Publish the material, start an origin below *place*, and give a node that is not mounted yet."""
+    """Publish *material*, start an origin below *place*, and give a node that is not mounted yet."""
     repository = Repository(place / "repository", command)
     repository.create("blackhole")
-    make(place / "source", readers)
-    for path in (HOT, DARK, UNKNOWN):
-        repository.publish(place / "source" / path, path)
+    material.make()
+    for path in material.paths:
+        repository.publish(material.source / path, path)
     with ExitStack() as stack:
         seeder = stack.enter_context(origin(repository, place / "origin.log"))
         peers = ["--peer", seeder.peer]
@@ -96,129 +115,77 @@ def published(
         yield stack.enter_context(ending(node)), seeder
 
 
-@contextmanager
-def silent(pid: int) -> Iterator[None]:
-    """Keep a process from running, and so from answering: its connections stay."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
+def acquaint(mountpoint: Path) -> None:
+    """Have the node get all that is looked at: from now on only the readers' files need its source."""
+    script = 'cd "$0" && cat "$1"/* >/dev/null && ls -l "$2" "$3"'
+    run(["sh", "-c", script, str(mountpoint), SMALL, NEW, DARK])
 
 
-@contextmanager
-def reading(paths: Sequence[Path]) -> Iterator[list["subprocess.Popen[bytes]"]]:
-    """Run a process for each of *paths* that reads it; none is left after the block."""
-    jobs: list[subprocess.Popen[bytes]] = []
-    try:
-        jobs += [subprocess.Popen(["cat", path], stdout=subprocess.DEVNULL) for path in paths]
-        yield jobs
-    finally:
-        killed_s(jobs)
-
-
-def await_waiting(node: Node, jobs: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Return when a request of each job waits in the server.
-
-    Raises: GridError: a job ended, or WAIT_DEADLINE_S are over.
-    """
-    deadline = time.monotonic() + WAIT_DEADLINE_S
-    while (waiting := node.stats()["reads"]["waiting"]) < len(jobs):
-        if time.monotonic() > deadline:
-            raise GridError(f"only {waiting} of {len(jobs)} readers wait")
-        check_alive(jobs)
-
-
-def check_alive(jobs: Sequence["subprocess.Popen[bytes]"]) -> None:
-    ended = sum(job.poll() is not None for job in jobs)
-    if ended:
-        raise GridError(f"{ended} of {len(jobs)} readers ended although their source is silent")
-
-
-def killed_s(jobs: Sequence["subprocess.Popen[bytes]"]) -> float:
-    """SIGKILL all jobs; return the seconds from the first to the end of the last.
-
-    Raises: GridError: some live on.
-    """
-    poll = select.poll()
-    pidfds = {os.pidfd_open(job.pid) for job in jobs if job.poll() is None}
-    for pidfd in pidfds:
-        poll.register(pidfd, select.POLLIN)
-    alive, start = set(pidfds), time.monotonic()
-    try:
-        for pidfd in pidfds:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        while alive and time.monotonic() - start < DEATH_DEADLINE_S:
-            for pidfd, _ in poll.poll(1000):
-                alive.discard(pidfd)
-                poll.unregister(pidfd)
-        took_s = time.monotonic() - start
-    finally:
-        for pidfd in pidfds:
-            os.close(pidfd)
-    if alive:
-        raise GridError(f"{len(alive)} readers live {DEATH_DEADLINE_S:.0f} s after SIGKILL")
-    for job in jobs:
-        job.wait()
-    return took_s
-
-
-def look(node: Node, names: Path) -> Iterator[tuple[str, float]]:
-    """Look at the small files from another process; give each figure, in ms."""
-    for name, title in PROBES.items():
-        for percentile, value_us in probe(name, node.mountpoint / HOT, names).items():
-            yield f"{title}, {percentile}", value_us / 1e3
+def look(node: Node, new: str, names: Path) -> Iterator[tuple[str, float]]:
+    """Look at the small files and *new* names from another process; give each figure."""
+    for title, (name, path) in PROBES.items():
+        place = node.mountpoint / (new if path == NEW else path)
+        for percentile, value_us in probe(name, place, names).items():
+            yield f"{title}, {percentile}, µs", value_us
 
 
 def measure(
-    node: Node, seeder: Origin, names: Path, readers: int, runs: int, say: Callable[[str], None]
-) -> dict[str, dict[str, list[float]]]:
-    """Measure the mounted *node* alone, and while *readers* wait for each of KINDS; return that."""
-    figures: dict[str, dict[str, list[float]]] = {who: defaultdict(list) for who in (ALONE, *KINDS)}
-    # From here on these need the source for nothing but the bytes of the dark files.
-    run(
-        [
-            "sh",
-            "-c",
-            'cd "$1" && ls -l "$2" "$3" && cat "$2"/* >/dev/null',
-            "sh",
-            str(node.mountpoint),
-            HOT,
-            DARK,
-        ]
-    )
-    with silent(seeder.pid):
-        for number in range(runs):
-            for figure, value_ms in look(node, names):
-                figures[ALONE][figure].append(value_ms)
-            for kind, path in KINDS.items():
-                with reading([node.mountpoint / path / f"{index:04}" for index in range(readers)]) as jobs:
-                    await_waiting(node, jobs)
-                    for figure, value_ms in look(node, names):
-                        figures[kind][figure].append(value_ms)
-                    check_alive(jobs)
-                    figures[kind][DEATH].append(killed_s(jobs) * 1e3)
-            say(f"run {number + 1} of {runs}")
-    return figures
+    node: Node, seeder: Origin, material: Material, names: Path, note: Note, say: Callable[[str], None]
+) -> None:
+    """Measure the mounted *node* alone, and while readers wait for each of KINDS; *note* takes the figures.
+
+    Raises: GridError, RuntimeError: what is noted by then counts.
+    """
+    acquaint(node.mountpoint)
+    # The source speaks again before readers that outlived SIGKILL are waited for.
+    with readers() as waiting, silent(seeder.pid):
+        for number in range(material.runs):
+            for figure, value in look(node, material.new(ALONE, number), names):
+                note(ALONE, figure, value)
+            for kind in KINDS:
+                paths = [node.mountpoint / path for path in material.waited_for(kind, number)]
+                note(kind, REQUESTS, start_waiting(node, waiting, paths))
+                for figure, value in look(node, material.new(kind, number), names):
+                    note(kind, figure, value)
+                waiting.check()
+                try:
+                    note(kind, DEATH, waiting.kill() * 1e3)
+                except UndeadError:
+                    note(kind, DEATH, DEATH_DEADLINE_S * 1e3)
+                    raise
+            say(f"run {number + 1} of {material.runs}")
 
 
-def table(figures: Mapping[str, Figures], readers: int) -> Table:
+def table(figures: Figures, count: int) -> Table:
     """Return the medians over the runs."""
-    shown = Table(title=f"ms, while {readers} readers wait for a silent source's …", title_style="")
+    shown = Table(title=f"while {count} readers wait for what does not come", title_style="")
     shown.add_column("")
     for heading in (*figures, "target"):
         shown.add_column(heading, justify="right")
-    for figure in figures[next(iter(KINDS))]:
+    for figure in dict.fromkeys(figure for each in figures.values() for figure in each):
         medians = [statistics.median(each[figure]) if figure in each else None for each in figures.values()]
-        target = TARGET_DEATH_MS if figure == DEATH else TARGET_MS
-        values = (f"{value:,.3g}" if value is not None else "" for value in medians)
-        shown.add_row(figure, *values, f"{target:,.0f}")
+        shown.add_row(figure, *(as_text(value) for value in (*medians, target_of(figure))))
     return shown
 
 
+def target_of(figure: str) -> float | None:
+    """Return what *figure* is to be at most."""
+    if figure == DEATH:
+        return DEATH_TARGET_MS
+    return next((most for word, most in TARGETS.items() if f", {word}, " in figure), None)
+
+
+def as_text(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--readers", default=200, help="How many processes read what does not come.")
-@click.option("--runs", default=3, help="How often they are started, and killed.")
+@click.option(
+    "--readers", "count", type=click.IntRange(1), default=200, help="How many processes wait at once."
+)
+@click.option("--runs", type=click.IntRange(1), default=3, help="How often they are started, and killed.")
 @click.option(
     "--scratch",
     "parent",
@@ -235,7 +202,7 @@ def table(figures: Mapping[str, Figures], readers: int) -> Table:
     help="Write the figures of each run to this file too.",
 )
 def main(
-    readers: int,
+    count: int,
     runs: int,
     parent: Path | None,
     command: str | None,
@@ -247,23 +214,37 @@ def main(
 
     The origin is stopped (SIGSTOP), so that its connections stay and nothing comes. Another process stats,
     opens and reads files that are in the kernel's caches (hot), and such that were dropped from the page
-    cache and whose frames the server has (warm); first alone, then beside readers that wait for bytes, and
-    such that wait for names. At last the readers are SIGKILLed, and their ends waited for.
+    cache and that the node has (warm), and looks at names that are new to the kernel; first alone, then
+    beside readers that wait for bytes of files, and such that wait for a package's names. At last the
+    readers are SIGKILLed, and their ends waited for.
     """
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     options = mount_options(fuse, [READ_DEADLINE, *settings])
+    figures: dict[str, dict[str, list[float]]] = {who: defaultdict(list) for who in (ALONE, *KINDS)}
+    failure: Exception | None = None
     with ended_by_signals(), scratch(parent, "torrentfs-blackhole-") as place:
         program = [command] if command else own_command()
+        material, names = Material(place / "source", count, runs), place / "names"
+        names.write_text("\n".join(looked_at()) + "\n")
         try:
-            with published(place, readers, program, options) as (node, seeder):
-                node.mount()
-                names = shuffled_names(place / "names")
-                figures = measure(node, seeder, names, readers, runs, console.print)
+            with published(material, place, program, options) as (node, seeder):
+                console.print(f"mounted in {node.mount():.2f} s")
+                measure(
+                    node,
+                    seeder,
+                    material,
+                    names,
+                    lambda who, figure, value: figures[who][figure].append(value),
+                    console.print,
+                )
         except (GridError, RuntimeError) as error:
-            raise click.ClickException(str(error)) from error
-    console.print(table(figures, readers))
+            failure = error
+    if any(figures.values()):
+        console.print(table(figures, count))
     if target:
         target.write_text(json.dumps(figures, indent=1) + "\n")
+    if failure:
+        raise click.ClickException(str(failure))
 
 
 if __name__ == "__main__":
