@@ -6,6 +6,7 @@ Whatever it starts ends with the `with` block: on an error, on Ctrl-C and on SIG
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -15,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -25,6 +26,7 @@ COMMAND_TIMEOUT_S = 120.0
 PUBLISH_TIMEOUT_S = 1800.0
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 15.0
+UMOUNT_TIMEOUT_S = 45.0  # `torrentfs umount` itself gives up after 30, and says why
 LOG_TAIL = 2000
 
 
@@ -201,6 +203,30 @@ def await_port(running: subprocess.Popen[bytes], host: str, port: int, log: Path
         time.sleep(0.05)
 
 
+def children(pid: int) -> list[int]:
+    """Return the processes that *pid* started; none where the kernel does not tell (proc_pid_children(5))."""
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def end_processes(pids: Sequence[int]) -> None:
+    """SIGKILL all of *pids*, in this order; return once they have ended, or END_TIMEOUT_S later."""
+    with ExitStack() as stack:
+        pidfds = []
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                pidfds.append(os.pidfd_open(pid))
+                stack.callback(os.close, pidfds[-1])
+        for pidfd in pidfds:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        deadline = time.monotonic() + END_TIMEOUT_S
+        for pidfd in pidfds:
+            select.select([pidfd], [], [], max(deadline - time.monotonic(), 0))
+
+
 @dataclass(slots=True)
 class Node:
     """One node: its mountpoint and cache below *directory*, mounted or not."""
@@ -237,7 +263,7 @@ class Node:
     def learn_processes(self) -> None:
         """Ask the mount which processes serve it now."""
         answer = self.stats()
-        self.pid, self.keeper = answer["pid"], answer.get("keeper") or 0
+        self.pid, self.keeper = answer["pid"], answer.get("server", {}).get("keeper", 0)
 
     @property
     def processes(self) -> list[int]:
@@ -252,26 +278,33 @@ class Node:
 
     def umount(self) -> None:
         """End the mount and its daemon; by force, if it must be."""
-        if not os.path.ismount(self.mountpoint) and not self.pid:
+        # What is mounted is not looked at if need not be: with its server dead it may not answer.
+        if not self.pid and not os.path.ismount(self.mountpoint):
             return
+        command = [*self.command, "umount", str(self.mountpoint)]
         try:
-            run([*self.command, "umount", str(self.mountpoint)], timeout_s=END_TIMEOUT_S)
+            run(command, timeout_s=UMOUNT_TIMEOUT_S)
         except GridError:
-            self.end_by_force()
+            try:
+                run([*command, "--force"], timeout_s=UMOUNT_TIMEOUT_S)
+            except GridError:
+                self.end_by_force()
             raise
         finally:
             self.pid = self.keeper = 0
 
     def end_by_force(self) -> None:
-        """Detach the mount, and kill what we started, by its id; a keeper first: it restarts its server."""
+        """Detach the mount, and kill what serves it, by its id; return once that is gone."""
         with suppress(OSError, subprocess.TimeoutExpired):
             detach = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-uz"]
             subprocess.run(
                 [*detach, str(self.mountpoint)], capture_output=True, timeout=END_TIMEOUT_S, check=False
             )
-        for pid in self.processes:
+        # A keeper starts its server again, and a server its keeper: neither may see the other's death.
+        if self.keeper:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(self.keeper, signal.SIGSTOP)
+        end_processes([*children(self.keeper), *reversed(self.processes)])
 
     def forget(self) -> None:
         """Empty the cache of an unmounted node."""

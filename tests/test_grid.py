@@ -2,17 +2,24 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import daemons
 import pytest
+from daemons import Site
+from mounts import FRONTS
 
 from contrib.grid import (
     GridError,
+    Node,
     await_line,
     await_port,
+    children,
     ended_by_signals,
     free_port,
     process,
@@ -84,3 +91,63 @@ def test_a_scratch_directory_is_removed_whole_although_a_signal_comes(tmp_path: 
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(params=FRONTS)
+def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    with daemons.site(tmp_path, monkeypatch, request.param) as made:
+        yield made
+
+
+def mounted_node(site: Site) -> Node:
+    """Return a mounted node that shows the site's repository."""
+    public = site.repository.public
+    options = ["--fuse", site.front]
+    node = Node(site.directory / "node", public.as_uri(), public / "root.json", "127.0.0.1:0", options)
+    node.mount()
+    site.pids |= set(node.processes)
+    return node
+
+
+@pytest.mark.root
+@pytest.mark.fuse
+def test_a_node_knows_who_serves_and_ends_them(site: Site) -> None:
+    node = mounted_node(site)
+    assert sorted(node.processes) == site.processes()
+
+    node.umount()
+
+    site.assert_nothing_left()
+    assert node.processes == []
+
+
+@pytest.mark.root
+@pytest.mark.fuse
+def test_a_node_in_use_is_ended_all_the_same_and_that_is_said(site: Site) -> None:
+    node = mounted_node(site)
+
+    with (
+        subprocess.Popen([*SLEEPER], cwd=node.mountpoint / "TEST", stdout=subprocess.PIPE) as user,
+        pytest.raises(GridError, match="umount"),
+    ):
+        assert user.stdout and user.stdout.readline() == b"ready\n"
+        try:
+            node.umount()
+        finally:
+            user.kill()
+
+    site.assert_nothing_left()
+
+
+@pytest.mark.root
+@pytest.mark.fuse
+@daemons.NATIVE_ONLY
+def test_force_takes_the_server_that_a_keeper_started_meanwhile_too(site: Site) -> None:
+    node = mounted_node(site)
+    os.kill(node.pid, signal.SIGKILL)
+    daemons.await_true(lambda: set(children(node.keeper)) - {node.pid})
+
+    node.end_by_force()
+
+    site.wait_for_end()
+    assert not os.path.ismount(node.mountpoint)
