@@ -1,7 +1,9 @@
-"""This module tests what the benchmark measures with: its tree and link, its turns, its kills, its report."""
+"""This module tests what the benchmark measures with: tree and link, turns, kills, who waits, its reports."""
 
 import compileall
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +14,10 @@ from errno import ENOTCONN
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from contrib.bench import killing, measuring, report
+from contrib.bench import blackhole, killing, measuring, report, waiting
+from contrib.bench.blackhole import Material
 from contrib.bench.kernel import cpu_s
 from contrib.bench.killing import DiesWithServerError, Kill, Onlooker, Read, stalls_s
 from contrib.bench.link import Distance, link, round_trip_ms, shapes
@@ -22,6 +26,7 @@ from contrib.bench.relay import QUEUE_S, Direction
 from contrib.bench.report import Figure, Results
 from contrib.bench.restarts import Packages
 from contrib.bench.tasks import Corner, State, Task, elapsed_s, probe
+from contrib.bench.waiting import UndeadError, ends, readers, silent, start_waiting, state
 from contrib.grid import GridError, Node
 from contrib.python_tree import LIBRARY, PythonTree, stale_sources
 
@@ -215,7 +220,10 @@ def test_a_failing_job_is_an_error() -> None:
         elapsed_s([["sh", "-c", "exit 3"]])
 
 
-@pytest.mark.parametrize("name", ["open_hot", "read_hot", "listdir_hot", "lstat_new", "lstat_absent"])
+@pytest.mark.parametrize(
+    "name",
+    ["stat_hot", "open_hot", "read_hot", "read_warm", "listdir_hot", "lstat_new", "lstat_absent"],
+)
 def test_a_probe_calls_for_each_name_of_a_list(name: str, library: Path, tmp_path: Path) -> None:
     names = tmp_path / "names"
     names.write_text("module.py\n__pycache__/../module.py\n")
@@ -243,7 +251,10 @@ def test_options_of_the_mount_are_passed_on() -> None:
     assert mount_options(None, []) == []
 
 
-@pytest.mark.parametrize(("answer", "processes"), [('{"pid": 7}', [7]), ('{"pid": 7, "keeper": 5}', [5, 7])])
+@pytest.mark.parametrize(
+    ("answer", "processes"),
+    [('{"pid": 7, "server": {"keeper": 0}}', [7]), ('{"pid": 7, "server": {"keeper": 5}}', [5, 7])],
+)
 def test_a_node_knows_its_processes_from_its_stats(answer: str, processes: list[int], tmp_path: Path) -> None:
     node = Node(tmp_path, "", tmp_path, "", command=["sh", "-c", f"echo '{answer}'"])
 
@@ -332,3 +343,133 @@ def test_a_mount_that_dies_with_its_server_is_called_so(monkeypatch: pytest.Monk
             onlooker.look(Path("anything"))
     finally:
         onlooker.end()
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Path:
+    """A file that nobody writes to: who reads it waits."""
+    made = tmp_path / "fifo"
+    os.mkfifo(made)
+    return made
+
+
+def waited_on(directory: Path, requests: int) -> Node:
+    """Return a node whose server says that so many requests wait."""
+    answer = json.dumps({"reads": {"waiting": requests}})
+    return Node(directory, "", directory, "", command=["sh", "-c", f"echo '{answer}'"])
+
+
+def test_readers_wait_until_they_are_killed(fifo: Path, tmp_path: Path) -> None:
+    with readers() as started:
+        assert start_waiting(waited_on(tmp_path, 3), started, [fifo] * 3) == 3
+        pids = [job.pid for job in started.jobs]
+
+        assert started.kill() > 0
+
+        assert started.jobs == []
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+
+
+def test_readers_end_with_their_block(fifo: Path) -> None:
+    with pytest.raises(ZeroDivisionError), readers() as started:
+        started.start([fifo] * 3)
+        jobs = list(started.jobs)
+        raise ZeroDivisionError
+
+    assert [job.returncode for job in jobs] == [-signal.SIGKILL] * 3
+
+
+def test_a_reader_that_gets_something_is_an_error(fifo: Path, tmp_path: Path) -> None:
+    with readers() as started, pytest.raises(GridError, match="1 of 2 readers ended"):
+        start_waiting(waited_on(tmp_path, 2), started, [fifo, Path("/dev/null")])
+
+
+def test_readers_that_wait_for_something_else_are_an_error(fifo: Path, tmp_path: Path) -> None:
+    with readers() as started, pytest.raises(GridError, match="no request waits"):
+        start_waiting(waited_on(tmp_path, 0), started, [fifo])
+
+
+def test_a_reader_that_lives_on_is_waited_for_until_the_deadline() -> None:
+    with subprocess.Popen(["sleep", "600"]) as job:
+        assert not ends(job, time.monotonic() + 0.01)
+        job.kill()
+        assert ends(job, time.monotonic() + 60)
+
+
+def test_a_reader_that_outlives_sigkill_is_said_and_kept(fifo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with readers() as started:
+        started.start([fifo])
+        jobs = list(started.jobs)
+        with monkeypatch.context() as patch:
+            patch.setattr(jobs[0], "kill", lambda: None)
+            patch.setattr(waiting, "DEATH_DEADLINE_S", 0.01)
+
+            with pytest.raises(UndeadError, match="1 of 1 readers live"):
+                started.kill()
+
+        assert started.jobs == jobs
+
+
+def test_a_silent_process_does_not_run_and_goes_on_after_the_block(fifo: Path) -> None:
+    with subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE) as source:
+        with silent(source.pid):
+            os.waitid(os.P_PID, source.pid, os.WSTOPPED)
+            assert state(source.pid) == "T"
+
+        fifo.write_bytes(b"at last")
+        assert source.communicate(timeout=60)[0] == b"at last"
+
+
+def test_each_reader_has_a_file_of_its_own_and_each_look_new_names(tmp_path: Path) -> None:
+    material = Material(tmp_path, readers=3, runs=2)
+
+    material.make()
+
+    files = [
+        path for kind in blackhole.KINDS for number in (0, 1) for path in material.waited_for(kind, number)
+    ]
+    assert len(set(files)) == 12
+    assert all((tmp_path / path).exists() for path in files)
+    new = {material.new(who, number) for who in (blackhole.ALONE, *blackhole.KINDS) for number in (0, 1)}
+    assert len(new) == 6
+    assert all(len(list((tmp_path / path).iterdir())) == blackhole.LOOKED_AT for path in new)
+
+
+def test_medians_are_shown_beside_targets_and_what_was_not_measured_is_left_empty() -> None:
+    stat = "stat, p99, µs"
+    shown = blackhole.table(
+        {"nobody": {stat: [1.0, 3.0, 1200.0]}, "for bytes": {stat: [7.0], blackhole.DEATH: [1234.5]}}, 200
+    )
+
+    assert [list(column.cells) for column in shown.columns] == [
+        [stat, blackhole.DEATH],
+        ["3", ""],
+        ["7", "1,234"],
+        ["1,000", "1,000"],
+    ]
+
+
+@pytest.mark.root
+@pytest.mark.fuse
+def test_others_are_measured_beside_readers_of_a_stopped_origin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORRENTFS_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("TORRENTFS_CONFIG_DIR", str(tmp_path / "etc"))
+    monkeypatch.setattr(blackhole, "LOOKED_AT", 20)
+
+    done = CliRunner().invoke(
+        blackhole.main,
+        ["--readers", "5", "--runs", "1", "--scratch", str(tmp_path), "--json", str(tmp_path / "figures")],
+    )
+
+    assert done.exit_code == 0, done.output
+    figures = json.loads((tmp_path / "figures").read_text())
+    assert list(figures) == [blackhole.ALONE, *blackhole.KINDS]
+    looks = {f"{title}, {percentile}, µs" for title in blackhole.PROBES for percentile in ("p50", "p99")}
+    assert set(figures[blackhole.ALONE]) == looks
+    for kind in blackhole.KINDS:
+        assert set(figures[kind]) == looks | {blackhole.REQUESTS, blackhole.DEATH}
+        assert figures[kind][blackhole.REQUESTS] == [5]
+    assert not list(tmp_path.glob("torrentfs-blackhole-*"))
+    assert not list((tmp_path / "run").iterdir())

@@ -38,11 +38,11 @@ class Readers:
     """Processes that read one file each."""
 
     def __init__(self) -> None:
-        self._jobs: list[subprocess.Popen[bytes]] = []
+        self.jobs: list[subprocess.Popen[bytes]] = []
 
     def start(self, paths: Sequence[Path]) -> None:
         for path in paths:
-            self._jobs.append(
+            self.jobs.append(
                 subprocess.Popen(
                     ["cat", path],
                     stdin=subprocess.DEVNULL,
@@ -53,12 +53,12 @@ class Readers:
 
     def check(self) -> None:
         """Raises: GridError: a reader has ended, although nothing can have come."""
-        if ended := sum(job.poll() is not None for job in self._jobs):
-            raise GridError(f"{ended} of {len(self._jobs)} readers ended although their source is silent")
+        if ended := sum(job.poll() is not None for job in self.jobs):
+            raise GridError(f"{ended} of {len(self.jobs)} readers ended although their source is silent")
 
     def sleep(self) -> bool:
         """Return whether they all sleep: somebody is to do something before they go on."""
-        return all(state(job.pid) in SLEEPING for job in self._jobs)
+        return all(state(job.pid) in SLEEPING for job in self.jobs)
 
     def kill(self) -> float:
         """SIGKILL them all; return the seconds from the first kill to the end of the last.
@@ -66,12 +66,12 @@ class Readers:
         Raises: UndeadError: some live DEATH_DEADLINE_S later. They stay ours.
         """
         start = time.monotonic()
-        for job in self._jobs:
+        for job in self.jobs:
             job.kill()
         # One after the other: the last is seen at its end, and those before cost us nothing meanwhile.
-        undead = [job for job in self._jobs if not ends(job, start + DEATH_DEADLINE_S)]
+        undead = [job for job in self.jobs if not ends(job, start + DEATH_DEADLINE_S)]
         took_s = time.monotonic() - start
-        count, self._jobs = len(self._jobs), undead
+        count, self.jobs = len(self.jobs), undead
         if undead:
             raise UndeadError(f"{len(undead)} of {count} readers live {DEATH_DEADLINE_S:.0f} s after SIGKILL")
         return took_s
