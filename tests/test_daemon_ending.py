@@ -10,7 +10,7 @@ from pathlib import Path
 
 import daemons
 import pytest
-from daemons import CONTENT, DEADLINE_S, NATIVE_ONLY, Site, await_true, command
+from daemons import CONTENT, DEADLINE_S, NATIVE_ONLY, Site, await_true, command, is_running
 from mounts import FRONTS
 
 from torrentfs.daemon import ending
@@ -310,3 +310,55 @@ def test_a_mountpoint_is_free_at_once_when_umount_returns(site: Site) -> None:
         command("umount", site.mountpoint)
         site.assert_nothing_left()
     await_true(lambda: not is_mounted(site.mountpoint))
+
+
+# What came after it
+
+
+@pytest.fixture
+def stopped(site: Site) -> Iterator[None]:
+    """A mount that is gone, by lazy umount, before its server noticed: it goes on after the block."""
+    site.mount()
+    os.kill(site.server, signal.SIGSTOP)
+    unmount(site.mountpoint, lazy=True)
+    yield
+    with suppress(ProcessLookupError):
+        os.kill(site.server, signal.SIGCONT)
+
+
+@pytest.fixture
+def other(site: Site, stopped: None) -> Iterator[Path]:
+    """Another filesystem there, which has the number that the kernel knew the mount by."""
+    subprocess.run(["mount", "-t", "tmpfs", "none", site.mountpoint], timeout=DEADLINE_S, check=True)
+    yield site.mountpoint
+    subprocess.run(["umount", site.mountpoint], timeout=DEADLINE_S, check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGCONT, signal.SIGKILL])
+def test_what_was_mounted_there_since_is_left_alone(site: Site, other: Path, number: signal.Signals) -> None:
+    (other / "file").touch()
+
+    os.kill(site.server, number)
+
+    site.wait_for_end()
+    assert [one.kind for one in mounts() if one.mountpoint == str(other)] == ["tmpfs"]
+    assert (other / "file").exists()
+
+
+def test_another_mount_with_the_number_of_one_that_is_gone_is_not_taken_for_it(
+    site: Site, stopped: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "FORCE_DEADLINE_S", 2.0)
+    monkeypatch.setattr(ending, "END_DEADLINE_S", 3.0)
+    gone, place = site.server, site.place("other")
+    words = ["--cache", site.directory / "another"]
+    site.mount(*words, at=place)
+
+    with pytest.raises(MountError, match="has not ended yet"):
+        ending.end(site.mountpoint)
+    ending.end(site.mountpoint, force=True)
+
+    await_true(lambda: not is_running(gone))
+    assert (place / "TEST/v1/data").read_bytes() == CONTENT
+    command("umount", place)
+    site.wait_for_end()

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from torrentfs.daemon.control_client import ask_once, daemon_pid
-from torrentfs.daemon.holders import goes_on, hold, known_hold, mounted_at
+from torrentfs.daemon.holders import goes_on, known_hold, mounted_at
 from torrentfs.daemon.mountpoint import device_at, is_dead, is_mounted, resolve, unmount
-from torrentfs.daemon.presence import noted
+from torrentfs.daemon.presence import Presence, noted
 from torrentfs.errors import ControlError, MountError
 from torrentfs.fuse import kernel
 
@@ -45,10 +45,9 @@ def end(mountpoint: Path, *, force: bool = False) -> None:
         elif force:
             _force(daemon, device_at(place) if mounted else "")
         else:
-            device = device_at(place) if mounted else ""
             if mounted:
                 unmount(place)
-            _await_end(daemon, device)
+            _await_end(daemon)
 
 
 class _Daemon:
@@ -127,7 +126,7 @@ def is_keeper(pid: int) -> bool:
     return False
 
 
-def _await_end(daemon: _Daemon, device: str) -> None:
+def _await_end(daemon: _Daemon) -> None:
     """Return when *daemon* has ended of itself.
 
     Raises: MountError: it is held, or hangs.
@@ -137,7 +136,7 @@ def _await_end(daemon: _Daemon, device: str) -> None:
         waited_s = time.monotonic() - start
         if waited_s < HELD_PATIENCE_S:
             continue
-        held = hold(daemon.place, device) if device else known_hold(daemon.place)
+        held = known_hold(daemon.place)
         if waited_s > END_DEADLINE_S or (held is not None and held.held_by):
             raise goes_on(daemon.place, daemon.server, held.held_by if held else ())
 
@@ -151,30 +150,31 @@ def _force(daemon: _Daemon, device: str) -> None:
     if not device and (held := known_hold(place)):
         device = held.device
     left = mounted_at(device) if device else []
-    if not (_cut_off(daemon, device) if daemon.is_shared else _end_all(daemon, device)):
+    mount = Presence(device, connection=kernel.connection_of(device))
+    if not (_cut_off(daemon, mount) if daemon.is_shared else _end_all(daemon, mount)):
         raise MountError(f"process {daemon.server} of {place} outlives SIGKILL: the kernel's log may say why")
     for path in reversed([str(place), *left]):
         if is_mounted(Path(path)) and is_dead(Path(path)):
             unmount(Path(path), lazy=True)
 
 
-def _cut_off(daemon: _Daemon, device: str) -> bool:
+def _cut_off(daemon: _Daemon, mount: Presence) -> bool:
     """Cut the connection of one mount, which its server takes for the end of that; tell whether it did."""
-    _abort(device)
+    _abort(mount)
     if daemon.has_ended(FORCE_DEADLINE_S):
         return True
     daemon.kill_server()
     return daemon.has_ended(FORCE_DEADLINE_S)
 
 
-def _end_all(daemon: _Daemon, device: str) -> bool:
+def _end_all(daemon: _Daemon, mount: Presence) -> bool:
     """End the processes of a daemon; tell whether they did."""
     daemon.tell(signal.SIGTERM)
     if daemon.has_ended(FORCE_DEADLINE_S):
         return True
     daemon.kill_server()
     # One that waits for its own mount does not even get SIGKILL before the connection is cut.
-    _abort(device)
+    _abort(mount)
     if daemon.has_ended(FORCE_DEADLINE_S):
         return True
     daemon.tell(signal.SIGKILL)
@@ -182,7 +182,8 @@ def _end_all(daemon: _Daemon, device: str) -> bool:
     return daemon.has_ended(FORCE_DEADLINE_S)
 
 
-def _abort(device: str) -> None:
+def _abort(mount: Presence) -> None:
     with contextlib.suppress(OSError):
-        if device:
-            kernel.abort(device)
+        # By now it may have gone, and another have its number.
+        if mount.device and mount.is_there:
+            kernel.abort(mount.device)

@@ -82,6 +82,8 @@ def known_hold(mountpoint: Path) -> Hold | None:
     That daemon is not asked: it may hang.
     """
     known = noted(mountpoint)
+    if known and not known.is_there:
+        return Hold(mounted=False, device="")
     return hold(mountpoint, known.device) if known else None
 
 

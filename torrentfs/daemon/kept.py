@@ -12,7 +12,6 @@ import trio
 from torrentfs.daemon import claims, presence
 from torrentfs.daemon.holdings import CATALOG, CONTROL, FUSE, JOURNAL, Holdings
 from torrentfs.daemon.mountpoint import clear_dead_mount, device_at, unmount
-from torrentfs.daemon.presence import Presence
 from torrentfs.daemon.request import CONFIG, Request, contents, decode, encode, in_memory
 from torrentfs.daemon.runtime import key_of
 from torrentfs.daemon.settings import check_mountpoint
@@ -139,12 +138,14 @@ class KeptMount:
     def note(self, keeper: int) -> None:
         """Note who keeps it."""
         if self.session:
-            presence.note(self.mountpoint, Presence(self.session.device, keeper))
+            presence.note(self.mountpoint, self.session.device, keeper)
 
     def end(self) -> None:
         """Unmount it here, from under whoever uses it, and let go of all that is held for it."""
-        # By now another mount may be on top.
-        if self._device and device_at(self.mountpoint) == self._device:
+        # By now another mount may be on top, and have the number that ours had.
+        known = presence.noted(self.mountpoint)
+        is_there = device_at(self.mountpoint) == self._device and (known is None or known.is_there)
+        if self._device and is_there:
             try:
                 unmount(self.mountpoint, lazy=True)
             except MountError as error:

@@ -152,7 +152,7 @@ async def serve(
             shown(newer)
 
         session: Session = await nursery.start(serve_fuse)
-        presence.note(mountpoint, presence.Presence(session.device, place.server()["keeper"]))
+        presence.note(mountpoint, session.device, place.server()["keeper"])
         answers = Answers(
             _identity(place, origin, session),
             node=place.node,

@@ -13,6 +13,7 @@ MOUNTINFO = Path("/proc/self/mountinfo")
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 BACKING_DEVICES = Path("/sys/class/bdi")
 MOUNT_TIMEOUT_S = 5.0
+NO_CONNECTION = -1
 
 
 def device_of(mountpoint: Path) -> str:
@@ -61,6 +62,26 @@ def tune(device: str, *, background_max: int, read_ahead_kib: int) -> None:
     (connection / "max_background").write_text(str(background_max))
     # Above this the kernel takes the backing device for congested and drops readahead.
     (connection / "congestion_threshold").write_text(str(max(background_max * 3 // 4, 1)))
+
+
+def connection_of(device: str) -> int:
+    """Return what no other mount has, or had, that the kernel gave the number *device*; 0: it cannot be told.
+
+    A number is given again as soon as its mount has gone, often to whatever is mounted next; the inode of
+    a connection's control file is not.
+    """
+    if not os.path.ismount(CONNECTIONS):
+        return 0
+    try:
+        return (CONNECTIONS / device.rpartition(":")[2]).stat().st_ino
+    except OSError:
+        return NO_CONNECTION
+
+
+def is_still(device: str, connection: int) -> bool:
+    """Tell whether *device* is what `connection_of` told *connection* of, as far as is known."""
+    now = connection_of(device)
+    return connection <= 0 or now in (0, connection)
 
 
 def abort(device: str) -> None:

@@ -41,6 +41,7 @@ class Session:
         self._mountpoint = mountpoint
         self._settings = settings
         self._device = ""
+        self._connection = 0
         self._one_at_a_time = trio.CapacityLimiter(1)
 
     @property
@@ -119,6 +120,7 @@ class Session:
         settings = self._settings
         try:
             self._device = kernel.device_of(self._mountpoint)
+            self._connection = kernel.connection_of(self._device)
             kernel.tune(
                 self._device,
                 background_max=settings.background_max,
@@ -142,7 +144,8 @@ class Session:
     def _is_in_place(self) -> bool:
         """Tell whether what is mounted on top at our mountpoint is ours."""
         try:
-            return kernel.device_of(self._mountpoint) == self._device
+            device = kernel.device_of(self._mountpoint)
+            return device == self._device and kernel.is_still(device, self._connection)
         except MountError:
             return False
 
