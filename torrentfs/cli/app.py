@@ -23,7 +23,7 @@ COMMANDS = {
     "seed": ("torrentfs.cli.seed", "Be a repository's origin: seed its packs, serve public/."),
     "list": ("torrentfs.cli.listing", "List the package versions of a repository or a mount."),
     "mount": ("torrentfs.cli.mount", "Mount a repository."),
-    "umount": ("torrentfs.cli.umount", "End a mount and its daemon."),
+    "umount": ("torrentfs.cli.umount", "End a mount, and with the last one its daemon."),
     "reload": ("torrentfs.cli.reload", "Replace a mount's server by the version and settings now installed."),
     "refresh": ("torrentfs.cli.refresh", "Make a mount ask for a newer catalog now."),
     "stats": ("torrentfs.cli.stats", "Show what mounts and origins on this machine hold, fetch and serve."),

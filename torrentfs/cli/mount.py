@@ -31,7 +31,12 @@ over the file; --peer and --mirror add to it."""
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Read settings from this TOML file.")
 @click.option("--repository", metavar="URL", help="http(s)://… or file://… of the repository's public/.")
 @click.option("--trust", metavar="ROOT.json", type=click.Path(), help="The publisher's root.json.")
-@click.option("--cache", metavar="DIR", type=click.Path(), help="Where this node keeps what it has.")
+@click.option(
+    "--cache",
+    metavar="DIR",
+    type=click.Path(),
+    help="Where this node keeps what it has; mounts with the same one share a daemon.",
+)
 @click.option("--peer", "peers", multiple=True, metavar="HOST:PORT", help="Ask this seeder or node too.")
 @click.option("--mirror", "mirrors", multiple=True, metavar="URL", help="Another copy of public/.")
 @click.option("--listen", metavar="HOST:PORT", help="Where peers reach this node; port 0: any free one.")
@@ -50,7 +55,8 @@ def command(
     """Mount a repository at the directory MOUNTPOINT; return when the tree answers, leaving a daemon.
 
     A new node needs the repository's URL and root.json; what it fetches it keeps in --cache, checks again
-    when it reads it, and shares with its peers. End it with `torrentfs umount`, umount(8) or SIGTERM.
+    when it reads it, and shares with its peers. End the mount with `torrentfs umount` or umount(8); SIGTERM
+    to its daemon ends all mounts of that cache.
     """
     from torrentfs.daemon.request import made
 

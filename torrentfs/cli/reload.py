@@ -10,11 +10,13 @@ import click
 def command(mountpoint: Path) -> None:
     """Replace the server of the mount at MOUNTPOINT by the version and settings now installed.
 
-    Jobs notice nothing: what they ask meanwhile is answered by the new server. All mounts of the same server
-    are taken over; settings files are read again, options given at `torrentfs mount` stay.
+    Jobs wait a moment: what they ask meanwhile is answered by the new server. All mounts of the same server,
+    those with the same cache, are taken over; settings files are read again, options given at `torrentfs
+    mount` stay.
 
-    A new server that cannot start leaves the old one serving, and why is said (exit code 1). The cache, the
-    trust file and --fuse cannot be changed so.
+    A new server that cannot start leaves the old one serving, and why is said (exit code 1; 2 if a setting is
+    wrong). The cache, the trust file and --fuse cannot be changed so, nor what the kernel was told when it
+    mounted, its readahead for one.
     """
     from torrentfs.daemon.mountpoint import resolve
     from torrentfs.daemon.reloading import reload
