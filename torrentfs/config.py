@@ -7,6 +7,7 @@ import difflib
 import os
 import re
 import tomllib
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -99,6 +100,21 @@ class MountSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return uid, gid
 
 
+class TrackerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The seeder's own BitTorrent tracker: nodes of the site find each other by it."""
+
+    enabled: bool = False
+    interval_s: Annotated[int, Meta(ge=60, le=86_400)] = 900
+    """How often a node is to announce each of its torrents; after 1.5 times that it is forgotten."""
+    answer_peers_max: Annotated[int, Meta(ge=1, le=500)] = 50
+    """How many nodes one is told of at a time."""
+    torrent_peers_max: Count = 5_000
+    address_peers_max: Count = 2_000
+    """Listings of one address, over all torrents and ports."""
+    peers_max: Count = 200_000
+    """Listings in all, 600 bytes each."""
+
+
 class SeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The origin: a seeder of a whole repository on the publisher's disk."""
 
@@ -112,6 +128,9 @@ class SeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
     poll_interval_s: Seconds = 1.0
     """How often the repository is looked at for new revisions."""
+    networks: Annotated[tuple[str, ...], Meta(max_length=1024)] = ()
+    """The site: networks (CIDR) whose nodes may find each other by the tracker."""
+    tracker: TrackerSettings = TrackerSettings()
 
 
 class MountConfiguration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -141,6 +160,25 @@ def parse_address(text: str) -> tuple[str, int]:
     if match is None or int(match[3]) > 65_535:
         raise UsageError(f"{text!r} is not an address: write HOST:PORT or [IPV6]:PORT")
     return match[1] or match[2], int(match[3])
+
+
+Network = IPv4Network | IPv6Network
+
+
+def parse_network(text: str) -> Network:
+    """Return the network that *text* names, "ADDRESS/BITS"; an address alone is one of its own.
+
+    Raises: UsageError.
+    """
+    try:
+        return ip_network(text)
+    except ValueError:
+        pass
+    try:
+        hint = f"; did you mean {ip_network(text, strict=False)}?"
+    except ValueError:
+        hint = ": write ADDRESS/BITS, say 10.0.0.0/8 or 2001:db8::/32"
+    raise UsageError(f"{text!r} is not a network{hint}")
 
 
 def format_address(host: str, port: int) -> str:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   torrentfs seed /srv/alice --http 0.0.0.0:8080 --listen 192.0.2.1:6881
-  torrentfs seed /srv/alice --listen 0.0.0.0:6881 --advertise origin.example.org:6881"""
+  torrentfs seed /srv/alice --listen 0.0.0.0:6881 --advertise origin.example.org:6881
+  torrentfs seed /srv/alice --http 0.0.0.0:8080 --tracker --site 10.0.0.0/8 --site 2001:db8::/32"""
 )
 @click.argument("repo", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--http", metavar="HOST:PORT", default="", help="Serve public/ here, with byte ranges.")
@@ -23,14 +24,22 @@ Examples:
 @click.option(
     "--advertise", metavar="HOST:PORT", default="", help="What the catalog names instead of --listen."
 )
-def command(repo: Path, http: str, listen: str | None, advertise: str) -> None:
+@click.option("--tracker", is_flag=True, help="Be a BitTorrent tracker too, at /announce of the web server.")
+@click.option(
+    "--site", metavar="NETWORK", multiple=True, help="Whom the tracker serves, as ADDRESS/BITS; repeatable."
+)
+def command(
+    repo: Path, http: str, listen: str | None, advertise: str, tracker: bool, site: tuple[str, ...]
+) -> None:
     """Be the origin of the repository REPO: seed all its packs, and serve public/ over HTTP.
 
     It stays until SIGTERM or Ctrl-C, and notices new revisions by itself. Where it can read the online keys,
     it puts its address into the catalog, so that nodes find it, and signs the catalog anew every day. An
     address without a fixed port is put there only by --advertise.
+
+    With --tracker, nodes in the networks named by --site find each other by it, for all that REPO has.
     """
-    from torrentfs.config import SeedSettings, SwarmSettings, parse_address
+    from torrentfs.config import SeedSettings, SwarmSettings, TrackerSettings, parse_address
     from torrentfs.daemon.notify import notify_ready
     from torrentfs.daemon.seed import run
 
@@ -44,13 +53,24 @@ def command(repo: Path, http: str, listen: str | None, advertise: str) -> None:
         notify_ready()
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    run(repo, SeedSettings(swarm=swarm, http=http, advertise=advertise), ready)
+    settings = SeedSettings(
+        swarm=swarm,
+        http=http,
+        advertise=advertise,
+        networks=site,
+        tracker=TrackerSettings(enabled=tracker),
+    )
+    run(repo, settings, ready)
 
 
 def _line(origin: "Origin") -> str:
     """Return where the origin can be reached."""
     from torrentfs.config import format_address
+    from torrentfs.http.tracker import ANNOUNCE
 
     web = f"http://{format_address(*origin.http)}" if origin.http else "no web server"
     peers = format_address(*origin.swarm.listen)
-    return f"seeding {origin.catalog.name}, version {origin.catalog.version}: peers at {peers}, {web}"
+    tracker = f", tracker {web}{ANNOUNCE}" if origin.tracker else ""
+    return (
+        f"seeding {origin.catalog.name}, version {origin.catalog.version}: peers at {peers}, {web}{tracker}"
+    )

@@ -16,14 +16,22 @@ import msgspec
 import trio
 
 from torrentfs import __version__
-from torrentfs.config import SeedSettings, SwarmSettings, format_address
+from torrentfs.config import (
+    Network,
+    SeedSettings,
+    SwarmSettings,
+    format_address,
+    parse_address,
+    parse_network,
+)
 from torrentfs.daemon import claims, control
 from torrentfs.daemon.inventory import Inventory, Offer
 from torrentfs.daemon.lifetime import end_on_signal, first_error
 from torrentfs.daemon.mountpoint import resolve
 from torrentfs.daemon.upkeep import Upkeep, advertised
-from torrentfs.errors import RepositoryError, TorrentfsError
-from torrentfs.http import PublicFiles, application, bind, serve
+from torrentfs.errors import RepositoryError, TorrentfsError, UsageError
+from torrentfs.http import PublicFiles, Tracker, application, bind, serve
+from torrentfs.node.names import is_numeric
 from torrentfs.node.swarm import Swarm
 from torrentfs.repository.catalog import Catalog
 from torrentfs.repository.metainfo import InfoHash, PieceIndex, TorrentRef
@@ -76,16 +84,19 @@ async def seed(
 
     Raises: RepositoryError, ListenError, UsageError.
     """
+    networks = _tracked(settings)
     origin = Origin(Repository(directory), settings)
     async with trio.open_nursery() as nursery:
         await nursery.start(origin.swarm.run)
         # Both addresses are ours before the catalog names one: what is signed cannot be taken back.
         web = bind(settings.http) if settings.http else None
+        if networks:
+            origin.tracker = Tracker(settings.tracker, networks, _reached(settings, origin.swarm.listen))
         await origin.commit_due()
         await origin.look()
         if web is not None:
             # Last: who sees the web site finds the seeder complete.
-            origin.http = await nursery.start(serve, application(origin.files), web)
+            origin.http = await nursery.start(serve, application(origin.files, origin.tracker), web)
         task_status.started(origin)
         nursery.start_soon(origin.keep_committed)
         await origin.keep_looking()
@@ -99,6 +110,7 @@ class Origin:
         self.files = PublicFiles(repository.public)
         self.http: tuple[str, int] | None = None
         """Where the web server listens."""
+        self.tracker: Tracker | None = None
         self.catalog: Catalog = repository.catalog()
         self._repository = repository
         self._settings = settings
@@ -177,6 +189,7 @@ class Origin:
             "torrents": len(self._seeded),
             "errors": self._broken,
             "peers": counters.peers,
+            "tracker": self.tracker.figures() if self.tracker else None,
         }
 
     def _complain(self, about: str, complaint: str) -> None:
@@ -195,6 +208,9 @@ class Origin:
             batch = news[start : start + OFFERS_AT_ONCE]
             await self._add(await trio.to_thread.run_sync(self._inventory.offers, batch))
         self._broken = len(refs) - len(self._seeded)
+        if self.tracker is not None:
+            # What is broken here may be whole elsewhere.
+            self.tracker.follow(refs, self._seeded)
         if news:
             log.info("catalog version %d: seeding %d torrents", self.catalog.version, len(self._seeded))
 
@@ -216,6 +232,35 @@ class _Deaf:
     def disk_failed(self, info_hash: InfoHash, reason: str) -> None: ...
 
     def peers_changed(self, info_hash: InfoHash, connected: int) -> None: ...
+
+
+def _tracked(settings: SeedSettings) -> tuple[Network, ...]:
+    """Return the networks that the tracker is to serve; none: there is to be no tracker.
+
+    Raises: UsageError: it could not work.
+    """
+    networks = tuple(map(parse_network, settings.networks))
+    if not settings.tracker.enabled:
+        return ()
+    if not settings.http:
+        raise UsageError(
+            "the tracker answers on the web server: say where that is to listen (--http HOST:PORT)"
+        )
+    if not networks:
+        raise UsageError(
+            "the tracker needs to know whose nodes may find each other: name the site's networks"
+            " (--site 10.0.0.0/8, as often as needed)"
+        )
+    return networks
+
+
+def _reached(settings: SeedSettings, listen: tuple[str, int]) -> tuple[str, int]:
+    """Return where nodes are told to reach our peer: what is advertised, if a number, else *listen*."""
+    if settings.advertise:
+        host, port = parse_address(settings.advertise)
+        if is_numeric(host):
+            return host, port or listen[1]
+    return listen
 
 
 def _with_room(settings: SwarmSettings) -> SwarmSettings:

@@ -2,5 +2,6 @@
 
 from torrentfs.http.server import bind, serve
 from torrentfs.http.static import PublicFiles, application
+from torrentfs.http.tracker import Tracker
 
-__all__ = ["PublicFiles", "application", "bind", "serve"]
+__all__ = ["PublicFiles", "Tracker", "application", "bind", "serve"]

@@ -15,10 +15,11 @@ import trio
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from torrentfs.http.ranges import Span, UnsatisfiableError, matches, parse_range
+from torrentfs.http.tracker import ANNOUNCE, SCRAPE, Tracker
 
 CHUNK_LENGTH = 256 * 1024
 SEND_DEADLINE_S = 60.0
@@ -131,9 +132,10 @@ class PublicFiles:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def application(files: PublicFiles) -> Starlette:
-    """Return the web site of *files* alone."""
-    return Starlette(routes=[Mount("/", files)])
+def application(files: PublicFiles, tracker: Tracker | None = None) -> Starlette:
+    """Return the web site of *files*, and of *tracker* if there is one."""
+    routes = [Route(path, tracker) for path in (ANNOUNCE, SCRAPE)] if tracker else []
+    return Starlette(routes=[*routes, Mount("/", files)])
 
 
 def _start(file: _File, span: Span | None) -> Message:
