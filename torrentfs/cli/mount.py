@@ -79,15 +79,17 @@ def _stay(request: "Request") -> None:
         # What else there is to say is in the log, which goes to standard error.
         run(request, lambda _: notify_ready(), foreground=True)
         return
-    from torrentfs.daemon.starting import become_keeper, join
+    from torrentfs.daemon.starting import become_keeper, join, succeeds_keeper
     from torrentfs.daemon.staying import stay
 
+    if succeeds_keeper():
+        become_keeper(request)
     notice = join(request, time.monotonic() + request.configuration.mount.start_deadline_s)
     if notice is None:
         become_keeper(request)
     _tell(notice)
     notify_ready()
-    stay(request.mountpoint)
+    stay(request.mountpoint, request.cache)
 
 
 def _tell(notice: str) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from torrentfs.daemon import claims
 from torrentfs.daemon.control_client import ask_once, daemon_pid
 from torrentfs.daemon.holders import goes_on, known_hold, mounted_at
 from torrentfs.daemon.mountpoint import device_at, is_dead, is_mounted, resolve, unmount
@@ -156,6 +157,8 @@ def _force(daemon: _Daemon, device: str) -> None:
     for path in reversed([str(place), *left]):
         if is_mounted(Path(path)) and is_dead(Path(path)):
             unmount(Path(path), lazy=True)
+    if daemon_pid(place) is None:
+        claims.release(place)
 
 
 def _cut_off(daemon: _Daemon, mount: Presence) -> bool:

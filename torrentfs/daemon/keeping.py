@@ -173,6 +173,10 @@ class Keeping:
             os.close(self._held.pop(name))
         self._send(f"drop {name}")
 
+    def log_to(self, descriptor: int) -> None:
+        """Have what the keeper says go to *descriptor* too, unless it has an admin who reads it."""
+        self._send("log", descriptor)
+
     def ready(self, notice: str = "") -> None:
         """Say that all that was held is served, and *notice* to whoever started us (usually nothing)."""
         self._ready = f"ready {json.dumps({'ready': True, 'notice': notice[:TEXT_MAX]})}"

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -14,8 +15,11 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 class _LogHandler(RotatingFileHandler):
     """A rotating log that standard error follows: what a C library says before it aborts goes there too."""
 
-    def __init__(self, file: Path, length_max: int, *, take_stderr: bool) -> None:
+    def __init__(
+        self, file: Path, length_max: int, *, take_stderr: bool, opened: Callable[[int], None]
+    ) -> None:
         self._take_stderr = take_stderr
+        self._opened = opened
         super().__init__(
             file, maxBytes=length_max, backupCount=OLDER_LOGS, encoding="utf-8", errors="backslashreplace"
         )
@@ -26,14 +30,23 @@ class _LogHandler(RotatingFileHandler):
         self._redirect()
 
     def _redirect(self) -> None:
-        if self._take_stderr and self.stream is not None:
-            os.dup2(self.stream.fileno(), 2)
+        if self.stream is not None:
+            if self._take_stderr:
+                os.dup2(self.stream.fileno(), 2)
+            self._opened(self.stream.fileno())
 
 
-def start_log(directory: Path, length_max: int, *, foreground: bool) -> Path:
-    """Log to a file in *directory* from now on, in the *foreground* to stderr too; return the file."""
+def start_log(
+    directory: Path, length_max: int, *, foreground: bool, opened: Callable[[int], None] = lambda _: None
+) -> Path:
+    """Log to a file in *directory* from now on, in the *foreground* to stderr too; return the file.
+
+    *opened* is told the descriptor of each file that is begun.
+    """
     file = directory / LOG_NAME
-    handlers: list[logging.Handler] = [_LogHandler(file, length_max, take_stderr=not foreground)]
+    handlers: list[logging.Handler] = [
+        _LogHandler(file, length_max, take_stderr=not foreground, opened=opened)
+    ]
     if foreground:
         handlers.append(logging.StreamHandler(sys.stderr))
     logging.basicConfig(level=logging.INFO, format=FORMAT, handlers=handlers, force=True)

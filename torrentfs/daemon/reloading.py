@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from torrentfs.daemon.control_client import Interrupted, ask, ask_once
-from torrentfs.daemon.request import again, decode_all
+from torrentfs.daemon.request import again, decode_all, offers
 from torrentfs.errors import ControlError, MountError
 
 RELOAD_DEADLINE_S = 120.0
@@ -35,7 +33,7 @@ def reload(mountpoint: Path) -> Reloaded:
     wanted = [again(request) for request in decode_all(before["requests"])]
     deadline = time.monotonic() + RELOAD_DEADLINE_S
     try:
-        ask_once(mountpoint, "reload", RELOAD_DEADLINE_S, msgspec.to_builtins(wanted))
+        ask_once(mountpoint, "reload", RELOAD_DEADLINE_S, offers(wanted))
     except Interrupted as error:
         raise MountError(f"{error}: reload again") from None
     while time.monotonic() < deadline:

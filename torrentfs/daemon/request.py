@@ -104,6 +104,22 @@ def decode_all(given: object) -> Sequence[Request]:
         raise UsageError(f"this version cannot read what a mount was asked with: {error}") from None
 
 
+def offers(requests: Sequence[Request]) -> dict[str, str]:
+    """Return *requests* for a server of another version, which need not understand them."""
+    return {str(request.mountpoint): encode(request).decode() for request in requests}
+
+
+def offers_of(given: object) -> dict[str, str]:
+    """Return what `offers` made, by mountpoint.
+
+    Raises: UsageError: it is something else.
+    """
+    try:
+        return msgspec.convert(given, dict[str, str])
+    except msgspec.ValidationError as error:
+        raise UsageError(f"not what mounts are asked with: {error}") from None
+
+
 def in_memory(name: str, data: bytes) -> int:
     """Return the descriptor of a file in memory (memfd_create(2)) that holds *data*, close-on-exec.
 

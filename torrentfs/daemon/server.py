@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -15,7 +16,7 @@ from torrentfs.daemon.keeping import Keeping, Leave, Resume, Start, Suspend, Wor
 from torrentfs.daemon.lifetime import first_of
 from torrentfs.daemon.logfile import start_log
 from torrentfs.daemon.programs import server_command
-from torrentfs.daemon.request import CONFIG, decode_all, encode, in_memory
+from torrentfs.daemon.request import CONFIG, in_memory, offers_of
 from torrentfs.daemon.runtime import key_of
 from torrentfs.daemon.serving import make_directory
 from torrentfs.daemon.shift import Shift
@@ -79,7 +80,8 @@ class Server:
     def _start_log(self, shift: Shift) -> None:
         make_directory(shift.cache)
         length_max = shift.mounts[0].request.configuration.mount.log_bytes_max
-        start_log(shift.cache, length_max, foreground=self._start.is_foreground)
+        foreground = self._start.is_foreground
+        start_log(shift.cache, length_max, foreground=foreground, opened=self._keeping.log_to)
 
     async def _work(self, shift: Shift) -> Word | None:
         """Do a shift until the keeper wants something else; return what, None if nothing is left to serve."""
@@ -148,18 +150,21 @@ class Server:
         }
 
     async def _reload(self, given: object) -> None:
-        """Have a successor started that serves the requests in the list *given* instead of ours; no wait.
+        """Have a successor started that serves the requests *given* (`request.offers`) instead of ours.
 
         Raises: UsageError, ControlError.
         """
-        requests = decode_all(given)
-        ours = [mount.mountpoint for mount in self._shift.mounts] if self._shift else []
-        if [request.mountpoint for request in requests] != ours:
+        requests = offers_of(given)
+        ours = [str(mount.mountpoint) for mount in self._shift.mounts] if self._shift else []
+        if list(requests) != ours:
             raise ControlError("mounts came or went meanwhile: reload again")
         if self._is_reloading:
             raise ControlError("another reload is under way")
         self._is_reloading = True
-        offers = {f"{key_of(one.mountpoint)}.{CONFIG}": in_memory(CONFIG, encode(one)) for one in requests}
+        offers = {
+            f"{key_of(Path(mountpoint))}.{CONFIG}": in_memory(CONFIG, request.encode())
+            for mountpoint, request in requests.items()
+        }
         self._keeping.reload(offers)
         for descriptor in offers.values():
             os.close(descriptor)

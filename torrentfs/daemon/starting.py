@@ -79,6 +79,14 @@ def join(request: Request, deadline: float) -> str | None:
     return None
 
 
+def succeeds_keeper() -> bool:
+    """Tell whether a service manager started this process with what a keeper left (sd_listen_fds(3)).
+
+    The sockets among that accept questions, which nobody answers before there is a keeper again.
+    """
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
+
+
 def become_keeper(request: Request) -> NoReturn:
     """Be the keeper of the mount of *request* instead of this program; standard error stays the admin's.
 

@@ -6,14 +6,15 @@ from pathlib import Path
 
 from torrentfs.daemon.control_client import daemon_pid
 from torrentfs.daemon.ending import end
+from torrentfs.errors import MountError
 
 LOOK_INTERVAL_S = 0.5
 
 
-def stay(mountpoint: Path) -> None:
-    """Return when *mountpoint* (resolved) is not served any more; end it at a signal that ends daemons.
+def stay(mountpoint: Path, cache: Path) -> None:
+    """Return when the mount at *mountpoint* (resolved) has ended; end it at a signal that ends daemons.
 
-    Raises: MountError: it cannot be ended.
+    Raises: MountError: it cannot be ended; or it ended with the server of *cache*, which somebody else ended.
     """
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
@@ -24,3 +25,6 @@ def stay(mountpoint: Path) -> None:
             end(mountpoint, force=True)
             return
         time.sleep(LOOK_INTERVAL_S)
+    if daemon_pid(cache) is None:
+        # For a service manager: this mount is still wanted, and can have a server of its own.
+        raise MountError(f"the server of {cache} has ended, and {mountpoint} with it")

@@ -12,6 +12,7 @@ is UTF-8, `WORD` or `WORD REST`, with at most one descriptor beside it; `keeping
     ready REST          all that was held is served; REST is for whoever started the keeper
     failed REST         it cannot start, and exits next
     alive               sent every quarter of --watchdog
+    log         +fd     from now on, this is where what the keeper has to say goes
     offer NAME  +fd     for the next reload: held in place of one of that name if, and only if, that succeeds
     reload              start a successor
     suspended           in answer to `suspend`: it uses nothing any more that the successor needs

@@ -1,5 +1,6 @@
 """This module decides which server serves, which comes next, and what each is told; it waits for nobody."""
 
+import os
 import time
 
 from torrentfs.daemon.keeper.channel import Descriptor
@@ -68,11 +69,18 @@ class Keeper:
             case "done" if server.phase not in {"preparing", "waiting"} and not server.is_done:
                 server.is_done = True
                 server.enter("leaving")
+            case "log" if descriptor:
+                self.write_to(descriptor)
             case "alive" | "suspended" | "reload":
                 pass  # the second crossed `resume`, the third comes twice
             case _ if not server.has_babbled:  # one line is enough: maybe a later version speaks
                 server.has_babbled = True
                 log(f"the server said what cannot be heeded: {f'{word} {rest}'[:200]!r}")
+
+    def write_to(self, descriptor: Descriptor) -> None:
+        """Have what we say go where the server's log goes; in the foreground, it is the admin's to read."""
+        if not self.options.foreground:
+            os.dup2(descriptor.number, 2, inheritable=False)
 
     def is_in_order(self, word: str, name: str, descriptor: Descriptor | None) -> bool:
         has_room = len({*self.store.held, *self.store.offers, name}) <= HELD_MAX
@@ -164,18 +172,22 @@ class Keeper:
     def restart(self, reason: str, *, is_steady: bool) -> None:
         """Have a server started, in a while if many did not get far."""
         self.failures = 0 if is_steady else self.failures + 1
+        if self.end_at < NEVER and self.failures > 1:
+            log(f"no server can end what is served: {reason}")
+            return self.finish(code=1)
         doubled_s = self.options.delay_s * 2 ** min(self.failures - 2, 32)
         delay_s = min(doubled_s, self.options.delay_max_s) if self.failures > 1 else 0.0
         self.restarts += 1
         self.last_reason = reason
         self.start_at = time.monotonic() + delay_s
         log(f"the server ended: {reason}; starting it again in {delay_s:g} s, for the {self.restarts}. time")
+        return None
 
-    def finish(self) -> None:
-        """End: there is nothing left to serve."""
+    def finish(self, code: int = 0) -> None:
+        """End: there is nothing left to serve, or nobody to serve it."""
         for name in list(self.store.held):
             self.store.hold(name, None)
-        self.exit(0)
+        self.exit(code)
 
     def end(self) -> None:
         """Have all ended, in bounded time."""
