@@ -45,6 +45,27 @@ def delay(keeper: Kept) -> str:
     return keeper.await_line("starting it again").split(" in ")[1].split(",")[0]
 
 
+class TestLog:
+    def test_what_it_has_to_say_goes_where_the_server_says(self, keeper: Kept, tmp_path: Path) -> None:
+        server = keeper.ready_server()
+        with (tmp_path / "log").open("a") as file:
+            server.say("log", file.fileno())
+        server.kill()
+        keeper.ready_server()
+
+        assert "the server ended: killed by SIGKILL" in (tmp_path / "log").read_text()
+        assert keeper.stderr.line() == ""
+
+    def test_in_the_foreground_it_stays_the_admins(self, tmp_path: Path) -> None:
+        with kept(tmp_path, *EAGER, "--foreground") as keeper:
+            server = keeper.ready_server()
+            with (tmp_path / "log").open("a") as file:
+                server.say("log", file.fileno())
+            server.kill()
+
+            assert keeper.await_line("the server ended: killed by SIGKILL")
+
+
 class TestFirstStart:
     def test_who_started_it_hears_that_the_server_is_ready_and_then_no_more(self, keeper: Kept) -> None:
         server = keeper.server()
@@ -644,6 +665,18 @@ class TestEnd:
         new.await_end()
         old.expect("resume the keeper was told to end")
         old.expect("end")
+
+    def test_servers_that_cannot_even_end_are_not_started_for_ever(self, keeper: Kept) -> None:
+        keeper.ready_server()
+        keeper.process.send_signal(signal.SIGTERM)
+
+        keeper.puppets[0].kill()
+        keeper.server().kill()
+        with suppress(OSError):
+            keeper.server().kill()
+
+        assert keeper.await_line("no server can end what is served: killed by SIGKILL")
+        assert keeper.end() == 1
 
     def test_one_that_does_not_end_is_killed_in_time(self, tmp_path: Path) -> None:
         with kept(tmp_path, *EAGER, "--end-deadline", "0.1") as keeper:
