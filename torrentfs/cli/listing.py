@@ -14,12 +14,28 @@ from torrentfs.errors import UsageError
     epilog="""\b
 Examples:
   torrentfs list /srv/alice
-  torrentfs list /opt/alice --json"""
+  torrentfs list /opt/alice --json
+  torrentfs list /srv/alice --whitelist > /etc/opentracker/whitelist.txt"""
 )
 @click.argument("place", metavar="REPO|MOUNTPOINT", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects, one per path.")
-def command(place: Path, as_json: bool) -> None:
-    """List the package versions of a repository on disk or of a mount, each with its current revision."""
+@click.option(
+    "--whitelist",
+    is_flag=True,
+    help="Print instead what an external tracker has to know of REPO: all its torrents, one a line.",
+)
+def command(place: Path, as_json: bool, whitelist: bool) -> None:
+    """List the package versions of a repository on disk or of a mount, each with its current revision.
+
+    With --whitelist: the manifests and packs of all revisions, by the 40 hexadecimal digits that trackers
+    know them by (the first of their info-hashes), as opentracker reads them.
+    """
+    if whitelist:
+        if as_json:
+            raise UsageError("--whitelist and --json exclude each other")
+        for key in _tracker_keys(place):
+            click.echo(key)
+        return
     versions, aliases = _catalog(place)
     if as_json:
         print_json(versions)
@@ -54,6 +70,22 @@ def _catalog(place: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
     else:
         raise UsageError(f"{place} is neither a repository (no public/ in it) nor a mount of torrentfs")
     return answer["packages"], answer["aliases"]
+
+
+def _tracker_keys(directory: Path) -> list[str]:
+    """Return what trackers call the torrents of the repository in *directory*.
+
+    Raises: UsageError, RepositoryError.
+    """
+    from torrentfs.daemon.inventory import Inventory
+    from torrentfs.http.announce import torrent_key
+    from torrentfs.repository.workshop import Repository
+
+    if not (directory / "public").is_dir():
+        raise UsageError(f"{directory} is no repository (no public/ in it): --whitelist needs one on disk")
+    repository = Repository(directory)
+    refs = Inventory(repository.public).refs(repository.catalog())
+    return sorted(torrent_key(info_hash).hex() for info_hash in refs)
 
 
 def _row(version: dict[str, Any]) -> tuple[str, ...]:

@@ -80,9 +80,23 @@ def _origin(record: dict[str, Any]) -> str:
             f"{size(count['seeded'])} seeded in {record['torrents']} torrents",
             f"  peers    {record['peers']} connected, listening on {record['listen']}"
             + (f", http://{record['http']}" if record["http"] else ""),
+            *_tracker(record),
             f"  errors   {record['errors']}",
         )
     )
+
+
+def _tracker(record: dict[str, Any]) -> list[str]:
+    """Return whom an origin's tracker knows."""
+    # A daemon of an earlier version does not say.
+    tracker = record.get("tracker")
+    if not tracker:
+        return []
+    refused = ", ".join(f"{count} {why}" for why, count in tracker["refused"].items() if count)
+    return [
+        f"  tracker  {tracker['peers']} peers of {tracker['addresses']} addresses in {tracker['torrents']} "
+        f"torrents, {tracker['announces']} announces" + (f"; refused: {refused}" if refused else "")
+    ]
 
 
 def _mount(record: dict[str, Any]) -> str:

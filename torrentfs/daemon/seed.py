@@ -255,9 +255,13 @@ def _tracked(settings: SeedSettings) -> tuple[Network, ...]:
 
 
 def _reached(settings: SeedSettings, listen: tuple[str, int]) -> tuple[str, int]:
-    """Return where nodes are told to reach our peer: what is advertised, if a number, else *listen*."""
-    if settings.advertise:
-        host, port = parse_address(settings.advertise)
+    """Return where nodes are told to reach our peer; a wildcard: at the address of the web server.
+
+    What is advertised counts if it is a number. *listen* is what the swarm says of itself: for a wildcard,
+    one address of many.
+    """
+    for named in filter(None, (settings.advertise, settings.swarm.listen)):
+        host, port = parse_address(named)
         if is_numeric(host):
             return host, port or listen[1]
     return listen
