@@ -136,14 +136,13 @@ class Site:
 
     @contextmanager
     def foreground(self, *more: object, at: Path | None = None) -> Iterator["subprocess.Popen[bytes]"]:
-        """Mount in the foreground, and give the process once the tree is there."""
+        """Mount in the foreground, and give the process once the tree is there and it awaits signals."""
         place = at or self.mountpoint
         words = torrentfs("mount", place, *self.options, *more, "--foreground", run_as=self.run_as)
         with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
             self.pids.add(process.pid)
             try:
-                await_true(lambda: is_mounted(place) or process.poll() is not None)
-                assert process.poll() is None
+                await_true(lambda: is_mounted(place) and _awaits_its_end(process.pid))
                 place.stat()
                 yield process
             finally:
@@ -236,6 +235,13 @@ class Site:
             for one in mounts()
             if one.kind == "fuse.torrentfs" and one.mountpoint.startswith(below)
         ]
+
+
+def _awaits_its_end(pid: int) -> bool:
+    """Tell whether process *pid* has a handler for SIGTERM (proc(5))."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught & 1 << signal.SIGTERM - 1)
 
 
 def _is_keeper(pid: int) -> bool:

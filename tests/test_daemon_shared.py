@@ -269,14 +269,20 @@ def test_a_second_mount_in_the_foreground_stays_through_the_servers_death(
         assert first.poll() is None
 
 
-def test_the_end_of_the_first_mount_in_the_foreground_ends_the_second(
+def test_the_end_of_the_first_mount_in_the_foreground_fails_the_second(
     site: Site, bob: list[object], other: Path
 ) -> None:
+    """So that its service manager starts it again, with a server of its own."""
     with site.foreground() as first, site.foreground(*bob, at=other) as second:
         first.terminate()
 
         assert first.wait(DEADLINE_S) == 0
-        assert second.wait(DEADLINE_S) == 0
+        assert second.wait(DEADLINE_S) == 1
+        site.assert_nothing_left()
+    with site.foreground(*bob, at=other) as again:
+        assert (other / "TEST/v1/data").read_bytes() == BOBS
+        again.terminate()
+        assert again.wait(DEADLINE_S) == 0
     site.assert_nothing_left()
 
 
