@@ -7,13 +7,16 @@ with pread's disk I/O 1–11 % of pieces are told of before their bytes can be r
 
 import contextlib
 import os
+import queue
 import random
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import libtorrent as lt
 import pytest
@@ -375,3 +378,218 @@ def test_metainfo_of_others_may_name_trackers_and_web_seeds_which_ours_drops(met
     assert lt.load_torrent_buffer(lying).trackers
     assert not lt.load_torrent_buffer(metainfo.torrent()).trackers
     assert not lt.load_torrent_buffer(metainfo.torrent()).url_seeds
+
+
+# Trackers.
+
+FOREVER_S = 900
+
+
+class TrackerStub:
+    """A tracker that tells everyone the same peers, and keeps what it is asked."""
+
+    def __init__(self, *peers: int, answer: bytes | None = None) -> None:
+        packed = b"".join(socket.inet_aton("127.0.0.1") + port.to_bytes(2) for port in peers)
+        told = bencode.encode({b"interval": FOREVER_S, b"peers": packed})
+        self.asked: queue.Queue[dict[bytes, bytes]] = queue.Queue()
+        self._answer = told if answer is None else answer
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/announce"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                with self._socket.accept()[0] as client:
+                    query = client.recv(4096).split(b" ")[1].partition(b"?")[2]
+                    fields = (field.partition(b"=") for field in query.split(b"&"))
+                    self.asked.put({name: value for name, _, value in fields})
+                    client.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + self._answer)
+
+    def event(self) -> bytes:
+        """Return the event of the next announce."""
+        return self.asked.get(timeout=DEADLINE_S).get(b"event", b"")
+
+    def is_left_alone(self) -> bool:
+        try:
+            self.asked.get(timeout=QUIET_S)
+        except queue.Empty:
+            return True
+        return False
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+@pytest.fixture
+def trackers(peers: Callable[[], Peer]) -> Iterator[Callable[..., TrackerStub]]:
+    made: list[TrackerStub] = []
+
+    def make(*peers: int, answer: bytes | None = None) -> TrackerStub:
+        made.append(TrackerStub(*peers, answer=answer))
+        return made[-1]
+
+    yield make
+    # Before the sessions end: they hold the GIL while they wait for their trackers, threads of ours.
+    for tracker in made:
+        tracker.close()
+
+
+def add_tracked(
+    peer: Peer, metainfo: Metainfo, file: Path, *urls: str, want: bool = True, **settings: Any
+) -> Any:
+    """Take up a torrent that is told of trackers at *urls*, one a tier."""
+    category = lt.alert.category_t.tracker_notification
+    settings["alert_mask"] = peer.session.get_settings()["alert_mask"] | int(category)
+    peer.session.apply_settings(settings)
+    parameters = torrent_parameters(metainfo, file, [False] * PIECES, [], seed=False)
+    parameters.trackers = list(urls)
+    parameters.tracker_tiers = list(range(len(urls)))
+    handle = peer.session.add_torrent(parameters)
+    peer.until(lt.torrent_checked_alert)
+    if want:
+        handle.piece_priority(3, 7)
+    handle.resume()
+    return handle
+
+
+def test_tracker_is_asked_for_the_first_20_bytes_of_a_v2_info_hash(
+    peers, trackers, metainfo: Metainfo, tmp_path: Path
+) -> None:
+    peer, tracker = peers(), trackers()
+
+    add_tracked(peer, metainfo, tmp_path / "cache", tracker.url)
+    asked = tracker.asked.get(timeout=DEADLINE_S)
+
+    assert unquote_to_bytes(asked[b"info_hash"]) == metainfo.info_hash[:20]
+    assert (int(asked[b"port"]), asked[b"compact"]) == (peer.port, b"1")
+    assert not {b"ip", b"ipv4", b"ipv6"} & asked.keys()
+
+
+def test_who_wants_something_before_it_announces_is_started_and_at_its_end_stopped(
+    peers, trackers, metainfo: Metainfo, tmp_path: Path
+) -> None:
+    peer, tracker = peers(), trackers()
+    handle = add_tracked(peer, metainfo, tmp_path / "cache", tracker.url)
+    peer.until(lt.tracker_reply_alert)
+
+    peer.session.remove_torrent(handle)
+
+    assert [tracker.event(), tracker.event()] == [b"started", b"stopped"]
+
+
+def test_who_wants_nothing_when_it_announces_is_paused_and_never_stopped(
+    peers, trackers, metainfo: Metainfo, tmp_path: Path
+) -> None:
+    peer, tracker = peers(), trackers()
+    handle = add_tracked(peer, metainfo, tmp_path / "cache", tracker.url, want=False)
+    peer.until(lt.tracker_reply_alert)
+    handle.piece_priority(3, 7)
+
+    peer.session.remove_torrent(handle)
+
+    assert tracker.event() == b"paused"
+    assert tracker.is_left_alone()
+
+
+def test_pause_and_resume_at_once_leave_the_tracker_with_stopped_until_it_is_asked_for(
+    peers, trackers, metainfo: Metainfo, tmp_path: Path
+) -> None:
+    peer, tracker = peers(), trackers()
+    handle = add_tracked(peer, metainfo, tmp_path / "cache", tracker.url)
+    peer.until(lt.tracker_reply_alert)
+
+    handle.pause()
+    handle.resume()
+    peer.until(lt.tracker_reply_alert)
+    events = [tracker.event(), tracker.event()]
+    alone = tracker.is_left_alone()
+    # Within a second; together with the pause it would have no effect.
+    handle.force_reannounce(0, -1, lt.reannounce_flags_t.ignore_min_interval)
+
+    assert (events, alone) == ([b"started", b"stopped"], True)
+    assert tracker.event() in (b"started", b"paused")
+
+
+def test_without_time_for_stopping_no_tracker_is_told_and_a_resumed_torrent_starts_anew(
+    peers, trackers, metainfo: Metainfo, tmp_path: Path
+) -> None:
+    peer, tracker = peers(), trackers()
+    handle = add_tracked(peer, metainfo, tmp_path / "cache", tracker.url, stop_tracker_timeout=0)
+    peer.until(lt.tracker_reply_alert)
+
+    handle.pause()
+    handle.resume()
+    events = [tracker.event(), tracker.event()]
+    peer.session.remove_torrent(handle)
+
+    assert events == [b"started", b"started"]
+    assert tracker.is_left_alone()
+
+
+def test_peers_that_a_tracker_tells_are_dialled(
+    peers, trackers, metainfo: Metainfo, whole: Path, tmp_path: Path
+) -> None:
+    seeder, leecher = peers(), peers()
+    seeder.add(metainfo, whole, [True] * PIECES, seed=True)
+
+    add_tracked(leecher, metainfo, tmp_path / "cache", trackers(seeder.port).url)
+
+    assert leecher.until(lt.piece_finished_alert).piece_index == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "both"),
+    [
+        ({}, False),
+        # With one tracker in each tier it is the other one that counts: their names are the wrong way round.
+        ({"announce_to_all_tiers": True}, False),
+        ({"announce_to_all_trackers": True, "announce_to_all_tiers": True}, True),
+    ],
+)
+def test_second_tracker_is_asked_beside_one_that_answers_only_with_both_settings(
+    peers, trackers, metainfo: Metainfo, tmp_path: Path, settings: dict[str, bool], both: bool
+) -> None:
+    first, second = trackers(), trackers()
+
+    add_tracked(peers(), metainfo, tmp_path / "cache", first.url, second.url, **settings)
+
+    assert first.event() == b"started"
+    assert second.is_left_alone() is not both
+
+
+def test_tracker_that_refuses_makes_the_next_be_asked(
+    peers, trackers, metainfo: Metainfo, tmp_path: Path
+) -> None:
+    refusing = trackers(answer=bencode.encode({b"failure reason": b"no such torrent"}))
+    peer, second = peers(), trackers()
+
+    add_tracked(peer, metainfo, tmp_path / "cache", refusing.url, second.url)
+
+    assert "no such torrent" in peer.until(lt.tracker_error_alert).message()
+    assert second.event() == b"started"
+
+
+@pytest.mark.parametrize("flagged", [False, True])
+def test_filter_of_addresses_holds_for_torrents_with_its_flag_only_and_for_their_trackers(
+    peers, trackers, metainfo: Metainfo, whole: Path, tmp_path: Path, flagged: bool
+) -> None:
+    seeder, leecher = peers(), peers()
+    seeder.add(metainfo, whole, [True] * PIECES, seed=True)
+    shut = lt.ip_filter()
+    shut.add_rule("127.0.0.0", "127.255.255.255", 1)
+    leecher.session.set_ip_filter(shut)
+    tracker = trackers()
+    parameters = torrent_parameters(
+        metainfo, tmp_path / "cache", [False] * PIECES, [("127.0.0.1", seeder.port)], seed=False
+    )
+    parameters.trackers = [tracker.url]
+    parameters.flags &= ~lt.torrent_flags.apply_ip_filter
+    if flagged:
+        parameters.flags |= lt.torrent_flags.apply_ip_filter
+
+    leecher.session.add_torrent(parameters).resume()
+
+    assert (leecher.within(QUIET_S, lt.peer_connect_alert) is None) is flagged
+    assert tracker.is_left_alone() is flagged

@@ -4,8 +4,10 @@ The seeder's tracker, and Debian's opentracker with the whitelist that we print.
 """
 
 import json
+import os
 import queue
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -50,9 +52,11 @@ class Worker:
                 bufsize=1,
             )
         )
-        stack.callback(self._process.kill)
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        reader = threading.Thread(target=self._read, daemon=True)
+        reader.start()
+        stack.callback(reader.join)
+        stack.callback(self._process.kill)
         self.port: int = self.until("listening")[-1]["listening"]
 
     def _read(self) -> None:
@@ -83,6 +87,9 @@ class Site:
         publish_bytes(repository, "data/a")
         (pack,) = (repository.public / "packs").glob("*.tar.zst")
         self.repository = repository.directory
+        self.whitelist = directory / "opentracker" / "whitelist.txt"
+        self.whitelist.parent.mkdir()
+        self.whitelist.touch()
         # Not the repository's own: those who fetch put theirs beside it.
         self.pack = directory / pack.name
         shutil.copy(pack, self.pack)
@@ -96,15 +103,16 @@ class Site:
         sites = [word for network in networks for word in ("--site", network)]
         self._run([*TORRENTFS, "seed", str(self.repository), *options, *sites], HTTP_PORT)
 
-    def run_opentracker(self) -> None:
-        """Run Debian's tracker with our whitelist; started by root, it shuts itself in, as nobody."""
-        place = self.directory / "opentracker"
-        place.mkdir()
-        (place / "whitelist.txt").write_text(run([*TORRENTFS, "list", str(self.repository), "--whitelist"]))
-        options = ["-i", self.seeder.four, "-p", str(TRACKER_PORT), "-d", str(place), "-w", "whitelist.txt"]
-        self._run(["opentracker", *options], TRACKER_PORT)
+    def run_opentracker(self) -> int:
+        """Run Debian's tracker; started by root, it shuts itself in, as nobody. Return its process."""
+        options = ["-i", self.seeder.four, "-p", str(TRACKER_PORT)]
+        options += ["-d", str(self.whitelist.parent), "-w", self.whitelist.name]
+        return self._run(["opentracker", *options], TRACKER_PORT)
 
-    def _run(self, command: list[str], port: int) -> None:
+    def write_whitelist(self) -> None:
+        self.whitelist.write_text(run([*TORRENTFS, "list", str(self.repository), "--whitelist"]))
+
+    def _run(self, command: list[str], port: int) -> int:
         """Run *command* on the seeder's host, until the end; return when it listens at *port*."""
         log = self.directory / f"{port}.log"
         running = self._stack.enter_context(process([*self.seeder.inside, *command], log))
@@ -113,7 +121,7 @@ class Site:
         while True:
             try:
                 run([*self.seeder.inside, sys.executable, "-c", knock])
-                return
+                return running.pid
             except GridError:
                 assert running.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
@@ -158,6 +166,7 @@ def test_neighbours_find_each_other_by_the_seeders_tracker(site: Site, six: bool
 
 @pytest.mark.needs("opentracker")
 def test_neighbours_find_each_other_by_debians_tracker_with_our_whitelist(site: Site) -> None:
+    site.write_whitelist()
     site.run_opentracker()
     tracker = f"http://{site.seeder.four}:{TRACKER_PORT}/announce"
     first, second = (site.worker(at, tracker) for at in (site.first, site.second))
@@ -168,6 +177,29 @@ def test_neighbours_find_each_other_by_debians_tracker_with_our_whitelist(site: 
     events = second.until("piece")
 
     assert connected(events) >= {(site.first.four, first.port)}
+
+
+@pytest.mark.needs("opentracker")
+def test_debians_tracker_reads_the_whitelist_anew_when_told_to(site: Site) -> None:
+    tracker = site.run_opentracker()
+    worker = site.worker(site.first, f"http://{site.seeder.four}:{TRACKER_PORT}/announce")
+    worker.do("seed")
+    before = worker.until("announced", "refused")[-1]
+    worker.do("remove")
+    site.write_whitelist()
+
+    os.kill(tracker, signal.SIGHUP)
+    # It reads in a thread of its own, and tells nobody when it has.
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        worker.do("seed")
+        after = worker.until("announced", "refused")[-1]
+        if "announced" in after or time.monotonic() > deadline:
+            break
+        worker.do("remove")
+
+    assert "refused" in before
+    assert "announced" in after
 
 
 def test_worker_of_another_network_is_refused_and_not_handed_on(site: Site) -> None:

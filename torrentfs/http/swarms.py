@@ -1,10 +1,12 @@
 """This module keeps who is in which swarm: the tables of a tracker. No I/O; the clock is the caller's.
 
 Every table is bounded, and where one is full, whoever announced longest ago makes room: so one address can
-fill its own share and no more. All is kept in the order of announces, so expiry is a look at the front.
+fill its own share and no more. All is kept in the order of announces, so expiry is a look at the front: of an
+OrderedDict, for to find a dict's front is to pass what was deleted there (200,000 took 17 s to expire).
 """
 
 import random
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -14,6 +16,8 @@ from torrentfs.http.announce import Announce, Census, Endpoint, Event, TorrentKe
 LIFE_INTERVALS = 1.5
 """After how many intervals of silence a peer is forgotten; clients try again soon where an announce fails."""
 PORT_LENGTH = 2
+SAMPLES = 3
+"""How many peers are looked at, first, for each that is wanted."""
 
 Entry = tuple[TorrentKey, Endpoint]
 
@@ -33,7 +37,7 @@ class _Torrent:
 
     is_ours: bool
     """Whether this seeder has all of it."""
-    peers: dict[Endpoint, _Peer] = field(default_factory=dict)
+    peers: OrderedDict[Endpoint, _Peer] = field(default_factory=OrderedDict)
     complete: int = 0
     downloaded: int = 0
 
@@ -45,8 +49,8 @@ class Swarms:
         self._settings = settings
         self._chance = chance or random.Random()
         self._torrents: dict[TorrentKey, _Torrent] = {}
-        self._entries: dict[Entry, float] = {}
-        self._addresses: dict[bytes, dict[Entry, None]] = {}
+        self._entries: OrderedDict[Entry, float] = OrderedDict()
+        self._addresses: dict[bytes, OrderedDict[Entry, None]] = {}
 
     @property
     def peer_count(self) -> int:
@@ -100,7 +104,7 @@ class Swarms:
         torrent.peers[endpoint] = _Peer(ends_at, announce.is_complete, hash(announce.peer_id))
         torrent.complete += announce.is_complete
         self._entries[entry] = ends_at
-        self._addresses.setdefault(address, {})[entry] = None
+        self._addresses.setdefault(address, OrderedDict())[entry] = None
         return self._others(torrent, announce, endpoint, seeder)
 
     def census(self, key: TorrentKey, now: float) -> Census:
@@ -130,7 +134,7 @@ class Swarms:
 
     def _make_room(self, torrent: _Torrent, key: TorrentKey, address: bytes) -> None:
         """Make room for one more peer. The address's own entries go first: so no one pushes out others."""
-        own = self._addresses.get(address, {})
+        own = self._addresses.get(address, ())
         if len(own) >= self._settings.address_peers_max:
             self._drop(next(iter(own)))
         if len(torrent.peers) >= self._settings.torrent_peers_max:
@@ -156,14 +160,17 @@ class Swarms:
         most = self._settings.answer_peers_max
         wanted = most if announce.wanted is None else min(announce.wanted, most)
         ours = [seeder] if seeder and torrent.is_ours and not announce.is_complete else []
-        fitting = [
-            peer
-            for peer, state in torrent.peers.items()
-            if len(peer) == len(endpoint)
-            and peer != endpoint
-            and peer not in ours
-            and not (announce.is_complete and state.is_complete)
-        ]
         count = max(wanted - len(ours), 0)
-        chosen = fitting if len(fitting) <= count else self._chance.sample(fitting, count)
-        return [*ours, *chosen][:wanted]
+        # Few of a large swarm, as a rule: looking at all of 5,000 takes 1.5 ms.
+        for looked_at in (min(SAMPLES * count + 1, len(torrent.peers)), len(torrent.peers)):
+            chosen = [
+                peer
+                for peer in self._chance.sample([*torrent.peers], looked_at)
+                if len(peer) == len(endpoint)
+                and peer != endpoint
+                and peer not in ours
+                and not (announce.is_complete and torrent.peers[peer].is_complete)
+            ]
+            if len(chosen) >= count:
+                break
+        return [*ours, *chosen[:count]][:wanted]
