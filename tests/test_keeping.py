@@ -494,6 +494,7 @@ class TestReal:
         os.kill(keeper, signal.SIGKILL)
 
         assert old.word() == "Resume(reason='the keeper died')"
+        old.order("serving")
         assert new.word().startswith("Leave")
         new.end()
         old.keeper(other_than=keeper)

@@ -84,8 +84,8 @@ def _stay(request: "Request") -> None:
 
     if succeeds_keeper():
         become_keeper(request)
-    notice = join(request, time.monotonic() + request.configuration.mount.start_deadline_s)
-    if notice is None:
+    deadline = time.monotonic() + request.configuration.mount.start_deadline_s
+    while (notice := join(request, deadline)) is None:
         become_keeper(request)
     _tell(notice)
     notify_ready()

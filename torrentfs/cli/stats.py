@@ -39,7 +39,9 @@ def command(place: Path | None, as_json: bool, watch: bool) -> None:
         if as_json:
             print_json(records[0] if place else records, lines=watch)
         else:
-            text = "\n\n".join(_text(record) for record in records) or "nothing is mounted or seeded"
+            text = "\n\n".join(_text(record) for record in records) or (
+                "" if errors else "nothing is mounted or seeded"
+            )
             click.echo(f"{CLEAR}{text}" if watch and sys.stdout.isatty() else text)
         if not watch:
             if errors:

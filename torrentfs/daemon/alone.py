@@ -12,7 +12,7 @@ from functools import partial
 import trio
 
 from torrentfs.daemon import claims
-from torrentfs.daemon.lifetime import end_on_signal, first_error
+from torrentfs.daemon.lifetime import end_on_signal, first_of, look
 from torrentfs.daemon.logfile import start_log
 from torrentfs.daemon.mountpoint import clear_dead_mount
 from torrentfs.daemon.request import Request, decode
@@ -35,14 +35,14 @@ def run(request: Request, ready: Ready, *, foreground: bool) -> None:
     """
     mountpoint = request.mountpoint
     with claims.claim(mountpoint) as listener:
-        clear_dead_mount(mountpoint)
-        check_mountpoint(mountpoint)
         make_directory(request.cache)
         start_log(request.cache, request.configuration.mount.log_bytes_max, foreground=foreground)
 
         async def main() -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(end_on_signal, nursery.cancel_scope)
+                await look(clear_dead_mount, mountpoint)
+                await look(check_mountpoint, mountpoint)
                 async with running_node(request.configuration.node, request.cache) as (node, repositories):
                     place = Place(request, node, repositories, listener, _server, {"server": _tell})
                     front = partial(
@@ -54,8 +54,8 @@ def run(request: Request, ready: Ready, *, foreground: bool) -> None:
 
         try:
             trio.run(main)
-        except* TorrentfsError as group:
-            error = first_error(group)
+        except Exception as failure:
+            error = first_of(failure)
             log.error("%s: %s", mountpoint, error)
             raise error from None
         log.info("%s: ended", mountpoint)

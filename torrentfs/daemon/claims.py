@@ -5,6 +5,7 @@ the socket, and the next server takes it up.
 """
 
 import fcntl
+import logging
 import os
 import socket
 import time
@@ -22,6 +23,8 @@ BACKLOG = 64
 CLAIM_DEADLINE_S = 10.0
 """How long others may keep the directory of sockets: they do so for milliseconds."""
 CLAIM_INTERVAL_S = 0.05
+
+log = logging.getLogger(__name__)
 
 Refusal = Callable[[Path, int], TorrentfsError]
 """Makes an error of a place and the process that has it."""
@@ -45,6 +48,13 @@ def take(place: Path, refusal: Refusal = is_mounted_already) -> socket.socket:
 
     Raises: what *refusal* makes of the process that does already; ControlError.
     """
+    try:
+        return _taken(place, refusal)
+    except OSError as error:
+        raise ControlError(f"{socket_path(place)}: {error.strerror}") from None
+
+
+def _taken(place: Path, refusal: Refusal) -> socket.socket:
     path = socket_path(place)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
@@ -78,9 +88,12 @@ def resume(descriptor: int) -> socket.socket:
 
 
 def release(place: Path) -> None:
-    """Take away what shows a claim; its sockets are the caller's to close."""
-    presence.forget(place)
-    socket_path(place).unlink(missing_ok=True)
+    """Take away what shows a claim, if it is there still; its sockets are the caller's to close."""
+    try:
+        presence.forget(place)
+        socket_path(place).unlink(missing_ok=True)
+    except (OSError, ControlError) as error:
+        log.warning("%s: %s", place, error)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ The other end is `control_client`; how a daemon gets its socket is in `claims`.
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -58,11 +59,25 @@ async def _serve_one(stream: trio.SocketStream, answers: Answers, limiter: trio.
             with trio.fail_after(QUESTION_DEADLINE_S):
                 line = await _read_line(stream)
             with trio.fail_after(ANSWER_DEADLINE_S):
-                await stream.send_all(await _answer(line, answers) + b"\n")
+                answer = b""
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_cancel_when_gone, stream, nursery.cancel_scope)
+                    answer = await _answer(line, answers)
+                    nursery.cancel_scope.cancel()
+                if answer:
+                    await stream.send_all(answer + b"\n")
     except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError):
         pass  # who asked has gone or sleeps: nothing is owed
     finally:
         limiter.release()
+
+
+async def _cancel_when_gone(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+    """Cancel *scope* when nobody waits for an answer any more: what a mount was asked for by Ctrl-C, say."""
+    with suppress(trio.BrokenResourceError):
+        while await stream.receive_some(1):
+            pass
+    scope.cancel()
 
 
 async def _read_line(stream: trio.SocketStream) -> bytes:

@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ ANSWER_LENGTH_MAX = 256 * 1024 * 1024
 ASK_DEADLINE_S = 20.0
 CONNECT_DEADLINE_S = 5.0
 AGAIN_INTERVAL_S = 0.05
+ASKED_AT_ONCE = 64
 
 
 class Interrupted(ControlError):
@@ -62,23 +64,25 @@ def ask_all(what: str, deadline_s: float = ASK_DEADLINE_S) -> tuple[list[Any], l
     """
     answers: list[Any] = []
     errors: list[ControlError] = []
-    for path in sockets():
+
+    def ask_one(path: Path) -> None:
         try:
             connection = _connect(path)
-        except ControlError as error:
-            errors.append(error)
-            continue
-        if connection is None:
-            continue
-        with connection:
-            try:
+            if connection is None:
+                return
+            with connection:
                 whom = f"of process {_peer_pid(connection)}"
                 answer = _converse(connection, {"ask": what}, deadline_s, whom)
-                # The socket of a cache has nothing to tell: each of its mounts does.
-                answers += [] if answer is None else [answer]
-            except ControlError as error:
-                if _is_listening(path):
-                    errors.append(error)
+        except ControlError as error:
+            if _is_listening(path):
+                errors.append(error)
+        else:
+            # The socket of a cache has nothing to tell: each of its mounts does.
+            answers.extend([] if answer is None else [answer])
+
+    # Side by side: one that hangs must not hold up the others.
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        list(pool.map(ask_one, sockets()))
     return answers, errors
 
 

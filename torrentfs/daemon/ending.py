@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from torrentfs.daemon import claims
-from torrentfs.daemon.control_client import ask_once, daemon_pid
+from torrentfs.daemon.control_client import daemon_pid
 from torrentfs.daemon.holders import goes_on, known_hold, mounted_at
 from torrentfs.daemon.mountpoint import device_at, is_dead, is_mounted, resolve, unmount
-from torrentfs.daemon.presence import Presence, noted
-from torrentfs.errors import ControlError, MountError
+from torrentfs.daemon.presence import Presence, kept_by, noted
+from torrentfs.daemon.runtime import socket_path
+from torrentfs.errors import MountError
 from torrentfs.fuse import kernel
 
 END_DEADLINE_S = 30.0
@@ -22,8 +23,6 @@ HELD_PATIENCE_S = 2.0
 """How long who holds the mount elsewhere may take to go, before that is said."""
 LOOK_INTERVAL_S = 0.25
 POLL_INTERVAL_S = 0.02
-ANSWER_PATIENCE_S = 2.0
-"""How long a daemon may take to say who keeps it; what it noted says so too."""
 FORCE_DEADLINE_S = 10.0
 """How long a daemon that is to go by force may take after SIGTERM, and then after SIGKILL."""
 
@@ -42,6 +41,9 @@ def end(mountpoint: Path, *, force: bool = False) -> None:
             raise MountError(f"{mountpoint} is not a mount of torrentfs; torrentfs stats lists yours")
         if daemon is None:
             # Killed, or another user's: umount says so if that is not ours to end.
+            if force:
+                # A service manager may still hold it, and who waits there would wait on.
+                _abort(Presence(device_at(place), connection=kernel.connection_of(device_at(place))))
             unmount(place, lazy=force)
         elif force:
             _force(daemon, device_at(place) if mounted else "")
@@ -52,29 +54,35 @@ def end(mountpoint: Path, *, force: bool = False) -> None:
 
 
 class _Daemon:
-    """Who serves a mount, watched by descriptors that become readable when processes end (pidfd_open(2))."""
+    """Who serves a mount, watched by a descriptor that is readable when a process has ended (pidfd_open(2)).
 
-    def __init__(self, place: Path, server: int, keeper: int, *, is_shared: bool) -> None:
+    Nothing here is asked of it: it may hang.
+    """
+
+    def __init__(self, place: Path, server: int, keeper: int) -> None:
         self.place = place
         self.server = server
         self.keeper = keeper
-        self._is_shared = is_shared
         self._main = os.pidfd_open(keeper or server)
 
     def close(self) -> None:
         os.close(self._main)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether it serves other mounts too."""
+        return self.keeper > 0 and any(path != socket_path(self.place) for path in kept_by(self.keeper))
+
     def has_ended(self, patience_s: float) -> bool:
         """Tell whether it serves the mount no more within *patience_s*, nor runs if it served no other."""
         deadline = time.monotonic() + patience_s
-        while True:
-            interval_s = min(POLL_INTERVAL_S if self._is_shared else patience_s, patience_s)
-            if select.select([self._main], [], [], interval_s)[0]:
-                return True
-            if self._is_shared and daemon_pid(self.place) is None:
+        # It takes away its socket last of all.
+        while not select.select([self._main], [], [], min(POLL_INTERVAL_S, patience_s))[0]:
+            if not socket_path(self.place).exists() and self.is_shared:
                 return True
             if time.monotonic() >= deadline:
                 return False
+        return True
 
     def tell(self, number: int) -> None:
         """Send its first process a signal."""
@@ -83,34 +91,28 @@ class _Daemon:
 
     def kill_server(self) -> None:
         """Kill the server that serves now; its keeper, which was told to end, has another end at once."""
-        pid = daemon_pid(self.place)
-        if pid is not None:
+        for pid in _children(self.keeper) if self.keeper else [self.server]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether it serves other mounts too."""
-        return self._is_shared
 
 
 @contextlib.contextmanager
 def _daemon_of(place: Path) -> Iterator[_Daemon | None]:
-    """Give who serves *place*; None if nobody does."""
+    """Give who serves *place*; None if nobody does.
+
+    Raises: MountError: that cannot be ended from here.
+    """
     server = daemon_pid(place)
     if server is None:
         yield None
         return
-    keeper, is_shared = 0, False
     known = noted(place)
+    candidates = [known.keeper if known else 0, _parent(server)]
+    keeper = next((pid for pid in candidates if is_keeper(pid)), 0)
+    if not keeper and server <= 0:
+        raise MountError(f"{place} is served by a process of another PID namespace: end it there")
     try:
-        answer = ask_once(place, "server", ANSWER_PATIENCE_S)
-        keeper, is_shared = int(answer["keeper"]), len(answer.get("requests", ())) > 1
-    except ControlError:
-        # It hangs, or starts: what it noted is as good, but for a process that has that number since.
-        keeper = known.keeper if known and is_keeper(known.keeper) else 0
-    try:
-        daemon = _Daemon(place, server, keeper, is_shared=is_shared)
+        daemon = _Daemon(place, server, keeper)
     except ProcessLookupError:
         yield None
         return
@@ -118,6 +120,20 @@ def _daemon_of(place: Path) -> Iterator[_Daemon | None]:
         yield daemon
     finally:
         daemon.close()
+
+
+def _parent(pid: int) -> int:
+    """Return the parent of process *pid*; 0 if that is not to be seen."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+    return 0
+
+
+def _children(pid: int) -> list[int]:
+    """Return the children of process *pid*, as far as they are to be seen."""
+    with contextlib.suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 def is_keeper(pid: int) -> bool:

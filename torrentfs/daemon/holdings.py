@@ -15,12 +15,10 @@ from collections.abc import Mapping
 
 from torrentfs.daemon.keeper import HELD_MAX
 from torrentfs.daemon.keeping import Keeping
-from torrentfs.daemon.request import CONFIG
+from torrentfs.daemon.request import CONFIG, NODE_CONTROL
 
 CONTROL, CATALOG, JOURNAL, FUSE = "control", "catalog", "journal", "fuse"
 KINDS = (CONFIG, CONTROL, CATALOG, JOURNAL, FUSE)
-NODE = "node"
-NODE_CONTROL = f"{NODE}.{CONTROL}"
 MOUNTS_MAX = (HELD_MAX - 1) // len(KINDS)
 
 
@@ -40,7 +38,10 @@ class Holdings:
     @property
     def unfinished(self) -> set[str]:
         """The keys under which something is held, and that are no mount."""
-        return {name.rpartition(".")[0] for name in self._held} - {NODE, *self.mounts}
+        return {name.rpartition(".")[0] for name in self._held} - {
+            NODE_CONTROL.rpartition(".")[0],
+            *self.mounts,
+        }
 
     def __contains__(self, name: str) -> bool:
         return name in self._held

@@ -23,10 +23,12 @@ import array
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -115,7 +117,7 @@ class Keeping:
         self._watchdog_s = keeper.WATCHDOG_S
         self._start = Start({}, 0, "", False)
         self._ready = ""
-        self._is_reloading = False
+        self._is_reloading = self._is_suspended = self._is_ending = False
         self._spawned: subprocess.Popen[bytes] | None = None
         self._keeper_pid = os.getppid()
 
@@ -205,7 +207,21 @@ class Keeping:
 
     def suspended(self) -> None:
         """Say that nothing is in use here any more that a successor needs."""
+        self._is_suspended = True
         self._send("suspended")
+
+    def serving(self) -> None:
+        """Take note that this server serves: whoever suspended serves again, and may have another keeper."""
+        self._is_suspended = False
+
+    def end(self) -> None:
+        """Have the keeper end all, or End said here if there is none."""
+        if self._keeper_pid:
+            with suppress(ProcessLookupError):
+                os.kill(self._keeper_pid, signal.SIGTERM)
+                return
+        self._is_ending = True
+        self._tell(End())
 
     def done(self) -> None:
         """Say that nothing is left to serve; this server exits next, with 0, and its keeper too."""
@@ -301,7 +317,8 @@ class Keeping:
             self._tell(Resume("the keeper died"))
 
     def _must_replace_keeper(self) -> bool:
-        if os.environ.get("NOTIFY_SOCKET"):
+        # While suspended, the successor may serve by now: who has the cache then is who lives on.
+        if os.environ.get("NOTIFY_SOCKET") or self._is_suspended or self._is_ending:
             return False
         return bool(self._ready or (self._start.restarts and not self._start.is_successor))
 

@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -11,6 +10,7 @@ import trio
 
 from torrentfs.daemon import claims, presence
 from torrentfs.daemon.holdings import CATALOG, CONTROL, FUSE, JOURNAL, Holdings
+from torrentfs.daemon.lifetime import look
 from torrentfs.daemon.mountpoint import clear_dead_mount, device_at, unmount
 from torrentfs.daemon.request import CONFIG, Request, contents, decode, encode, in_memory
 from torrentfs.daemon.runtime import key_of
@@ -26,8 +26,6 @@ from torrentfs.repository.catalog import Catalog
 
 log = logging.getLogger(__name__)
 
-LOOK_DEADLINE_S = 10.0
-"""How long looking at a mountpoint may take: what is mounted there may hang."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,6 +53,11 @@ class KeptMount:
         """Whether it was made, here or by a predecessor."""
         return f"{self._key}.{FUSE}" in self._holdings
 
+    @property
+    def is_committed(self) -> bool:
+        """Whether a successor is to serve it too."""
+        return f"{self._key}.{CONFIG}" in self._holdings
+
     async def listener(self) -> socket.socket:
         """Return the socket for questions about it, the caller's to close.
 
@@ -72,8 +75,8 @@ class KeptMount:
         Raises: MountError: it cannot be made there.
         """
         if not self.is_mounted:
-            await _look(clear_dead_mount, self.mountpoint)
-            await _look(check_mountpoint, self.mountpoint)
+            await look(clear_dead_mount, self.mountpoint)
+            await look(check_mountpoint, self.mountpoint)
 
     async def serve(self, filesystem: Filesystem, *, task_status: trio.TaskStatus[native.Session]) -> None:
         """Serve it until it is unmounted; made if need be. Started once it answers.
@@ -166,13 +169,3 @@ def held_mounts(holdings: Holdings, turns: Turns) -> list[KeptMount]:
     return [
         KeptMount(holdings, turns, decode(contents(holdings[f"{key}.{CONFIG}"]))) for key in holdings.mounts
     ]
-
-
-async def _look(work: Callable[[Path], None], mountpoint: Path) -> None:
-    """Do *work*, which asks the kernel about *mountpoint*, in a thread that may be left behind.
-
-    Raises: MountError: it takes too long; what *work* raises.
-    """
-    with trio.move_on_after(LOOK_DEADLINE_S):
-        return await trio.to_thread.run_sync(work, mountpoint, abandon_on_cancel=True)
-    raise MountError(f"{mountpoint} does not answer: what is mounted there?")

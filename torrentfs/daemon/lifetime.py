@@ -1,13 +1,20 @@
-"""This module is how a daemon's one nursery ends: by a signal, or by the first of its parts that fails."""
+"""This module is how a daemon's one nursery ends, by a signal or a failure, and how it looks about without
+waiting for ever.
+"""
 
 import logging
 import signal
+from collections.abc import Callable
+from pathlib import Path
 
 import trio
 
-from torrentfs.errors import TorrentfsError
+from torrentfs.errors import MountError, TorrentfsError
 
 log = logging.getLogger(__name__)
+
+LOOK_DEADLINE_S = 10.0
+"""How long looking at a mountpoint may take: what is mounted there may hang."""
 
 
 async def end_on_signal(scope: trio.CancelScope) -> None:
@@ -36,3 +43,13 @@ def first_of(group: BaseException) -> BaseException:
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]
     return group
+
+
+async def look(work: Callable[[Path], None], mountpoint: Path) -> None:
+    """Do *work*, which asks the kernel about *mountpoint*, in a thread that may be left behind.
+
+    Raises: MountError: it takes too long; what *work* raises.
+    """
+    with trio.move_on_after(LOOK_DEADLINE_S):
+        return await trio.to_thread.run_sync(work, mountpoint, abandon_on_cancel=True)
+    raise MountError(f"{mountpoint} does not answer: what is mounted there?")

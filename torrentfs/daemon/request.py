@@ -18,6 +18,8 @@ from torrentfs.fuse.mounting import is_supported
 
 CONFIG = "config"
 """What a keeper holds a request as, after the mount's key and a dot."""
+NODE_CONTROL = "node.control"
+"""What it holds the control socket of a cache as."""
 KEY_LENGTH = 16
 FIXED = ("cache", "repository", "front")
 """What a mount keeps until it is ended."""
@@ -38,7 +40,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def cache(self) -> Path:
-        return Path(self.configuration.cache)
+        return Path(self.configuration.cache).resolve()
 
     @property
     def front(self) -> str:

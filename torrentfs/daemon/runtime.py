@@ -49,13 +49,12 @@ def socket_path(place: Path) -> Path:
 
     Its name is hashed: a socket's ends at 107 bytes.
     """
-    name = hashlib.sha256(os.fsencode(place)).hexdigest()[:32]
-    return runtime_directory() / f"{name}{SOCKET_SUFFIX}"
+    return runtime_directory() / f"{key_of(place)}{SOCKET_SUFFIX}"
 
 
 def key_of(mountpoint: Path) -> str:
-    """Return under which name a keeper holds what belongs to *mountpoint* (resolved)."""
-    return socket_path(mountpoint).stem
+    """Return the name of *mountpoint* (resolved) in file names, and for a keeper."""
+    return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:32]
 
 
 def device_path(mountpoint: Path) -> Path:

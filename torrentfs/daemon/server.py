@@ -2,8 +2,10 @@
 
 import logging
 import os
+import resource
 import signal
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import trio
 from torrentfs import __version__
 from torrentfs.daemon.holdings import Holdings
 from torrentfs.daemon.keeping import Keeping, Leave, Resume, Start, Suspend, Word
+from torrentfs.daemon.kept import KeptMount, held_mounts
 from torrentfs.daemon.lifetime import first_of
 from torrentfs.daemon.logfile import start_log
 from torrentfs.daemon.programs import server_command
@@ -20,11 +23,16 @@ from torrentfs.daemon.request import CONFIG, in_memory, offers_of
 from torrentfs.daemon.runtime import key_of
 from torrentfs.daemon.serving import make_directory
 from torrentfs.daemon.shift import Shift
-from torrentfs.errors import ControlError, TorrentfsError, UsageError
+from torrentfs.errors import CacheError, ControlError, TorrentfsError, UsageError
 from torrentfs.fuse.turns import Turns
 from torrentfs.node import swarm as _swarm  # noqa: F401 - takes long, and others serve until it is done
 
 log = logging.getLogger(__name__)
+
+RESUME_DEADLINE_S = 10.0
+RESUME_INTERVAL_S = 0.1
+FILES_MAX = 1 << 16
+"""Open files and sockets, should the system allow that many: 16 a mount, and peers."""
 
 
 class Server:
@@ -59,11 +67,15 @@ class Server:
 
     async def _serve(self) -> int:
         while True:
+            mounts = held_mounts(self._holdings, self._turns)
+            if not mounts:  # a predecessor died when it had just ended the last one
+                self._keeping.done()
+                return 0
             words = {"server": self._tell, "reload": self._reload}
-            shift = self._shift = Shift(self._holdings, self._turns, self._figures, words)
+            shift = self._shift = Shift(mounts, self._holdings, self._turns, self._figures, words)
             if not self._is_ready:
                 self._start_log(shift)
-            word = await self._work(shift)
+            word = await self._work_when_alone(shift)
             if isinstance(word, Suspend):
                 self._keeping.suspended()
                 word = await self._keeping.word()
@@ -76,6 +88,18 @@ class Server:
                     shift.end()
                     self._keeping.done()
                     return 0
+
+    async def _work_when_alone(self, shift: Shift) -> Word | None:
+        """Do a shift; one that resumes may have to wait for a successor that failed to let go of all."""
+        deadline = trio.current_time() + RESUME_DEADLINE_S
+        while True:
+            try:
+                return await self._work(shift)
+            except Exception as failure:
+                is_taken = isinstance(first_of(failure), CacheError)
+                if not (self._is_ready and is_taken) or trio.current_time() > deadline:
+                    raise
+            await trio.sleep(RESUME_INTERVAL_S)
 
     def _start_log(self, shift: Shift) -> None:
         make_directory(shift.cache)
@@ -107,6 +131,7 @@ class Server:
                 if not self._is_ready:
                     self._keeping.ready(notice)
                 self._is_ready = True
+                self._keeping.serving()
         except Exception:
             if not patiently and not self._start.is_successor:
                 shift.end()
@@ -130,6 +155,10 @@ class Server:
 
     # What may be asked
 
+    @property
+    def _committed(self) -> list[KeptMount]:
+        return [mount for mount in self._shift.mounts if mount.is_committed] if self._shift else []
+
     def _figures(self) -> dict[str, Any]:
         """Return what `stats` says of the processes."""
         return {
@@ -141,11 +170,10 @@ class Server:
 
     async def _tell(self, _: object) -> dict[str, Any]:
         """Return what a reload needs to know."""
-        mounts = self._shift.mounts if self._shift else []
         return {
             **self._figures(),
             "torrentfs": __version__,
-            "requests": [mount.request for mount in mounts],
+            "requests": [mount.request for mount in self._committed],
             "refusals": self._refusals,
         }
 
@@ -155,7 +183,7 @@ class Server:
         Raises: UsageError, ControlError.
         """
         requests = offers_of(given)
-        ours = [str(mount.mountpoint) for mount in self._shift.mounts] if self._shift else []
+        ours = [str(mount.mountpoint) for mount in self._committed]
         if list(requests) != ours:
             raise ControlError("mounts came or went meanwhile: reload again")
         if self._is_reloading:
@@ -178,14 +206,10 @@ class Server:
 async def _main(descriptor: int, turns: Turns) -> int:
     keeping = Keeping(descriptor, server_command())
     start = await keeping.prepared()
-
-    def end(*_: object) -> None:
-        # Whoever ends the server so means all of it: the keeper would start another.
-        if keeping.keeper_pid:
-            os.kill(keeping.keeper_pid, signal.SIGTERM)
-
+    token = trio.lowlevel.current_trio_token()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, end)
+        # Whoever ends the server so means all of it: the keeper would start another.
+        signal.signal(number, lambda *_: token.run_sync_soon(keeping.end))
     server = Server(keeping, start, turns)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(keeping.run, lambda: server.is_well, server.note_keeper))
@@ -198,6 +222,9 @@ def main() -> int:
     """Be a server: `--keeper DESCRIPTOR`; return the exit code."""
     # Nobody's terminal. Not SIG_IGN, which our children would inherit.
     signal.signal(signal.SIGHUP, lambda *_: None)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, FILES_MAX), hard))
     turns = Turns()
     return trio.run(_main, int(sys.argv[2]), turns, instruments=[turns])
 

@@ -6,16 +6,16 @@ this process or in another.
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import trio
 
 from torrentfs.daemon import claims, control
-from torrentfs.daemon.holdings import MOUNTS_MAX, NODE_CONTROL, Holdings
-from torrentfs.daemon.kept import KeptMount, held_mounts
-from torrentfs.daemon.lifetime import first_error
-from torrentfs.daemon.request import decode_all
+from torrentfs.daemon.holdings import MOUNTS_MAX, Holdings
+from torrentfs.daemon.kept import KeptMount
+from torrentfs.daemon.lifetime import first_of
+from torrentfs.daemon.request import NODE_CONTROL, decode_all
 from torrentfs.daemon.serving import Place, Repositories, running_node, serve
 from torrentfs.errors import MountError, TorrentfsError
 from torrentfs.fuse.turns import Turns
@@ -33,16 +33,14 @@ class Shift:
 
     def __init__(
         self,
+        mounts: Sequence[KeptMount],
         holdings: Holdings,
         turns: Turns,
         server: Callable[[], Mapping[str, Any]],
         words: control.Answers,
     ) -> None:
-        """Serve nothing yet. *server* tells of the processes, *words* are what may be asked of every mount.
-
-        Raises: UsageError: another version of this program asked for what is held.
-        """
-        self.mounts = held_mounts(holdings, turns)
+        """Serve none of *mounts* yet. *server* tells of the processes, *words* may be asked of each mount."""
+        self.mounts = list(mounts)
         self._holdings = holdings
         self._turns = turns
         self._server = server
@@ -83,11 +81,12 @@ class Shift:
 
     def end(self) -> None:
         """End what mounts are left; the node has ended: who waits for the one waits for the other."""
-        for mount in self.mounts:
-            mount.end()
+        # First of all, or nobody would if we died now.
         if NODE_CONTROL in self._holdings:
             claims.release(self.cache)
             self._holdings.drop(NODE_CONTROL)
+        for mount in self.mounts:
+            mount.end()
 
     async def _serve(
         self, mount: KeptMount, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
@@ -106,7 +105,10 @@ class Shift:
             try:
                 return await self._serve(mount, task_status=once)
             except* TorrentfsError as group:
-                log.error("%s is not served: %s", mount.mountpoint, first_error(group))
+                log.error("%s is not served: %s", mount.mountpoint, first_of(group))
+            except* Exception as group:
+                # Our fault, and no reason to end other mounts.
+                log.error("%s is not served", mount.mountpoint, exc_info=first_of(group))
             once.started("")
             await trio.sleep(delay_s)
             delay_s = min(delay_s * 2, RETRY_DELAY_MAX_S)
@@ -134,12 +136,18 @@ class Shift:
         mount = KeptMount(self._holdings, self._turns, request)
         self.mounts.append(mount)
         try:
-            notice = str(await self._nursery.start(self._serve, mount))
+            with trio.fail_after(request.configuration.mount.start_deadline_s):
+                notice = str(await self._nursery.start(self._serve, mount))
             mount.commit()
+        except trio.TooSlowError:
+            self._leave(mount)
+            raise MountError(
+                f"{mount.mountpoint} did not get ready in time; the log says how far it came"
+            ) from None
         except BaseException as error:
             self._leave(mount)
             if isinstance(error, ExceptionGroup):
-                raise first_error(error) from None
+                raise first_of(error) from None
             raise
         if request.configuration.node == self._settings:
             return notice

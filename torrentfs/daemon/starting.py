@@ -17,16 +17,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO
 
 import msgspec
 
+from torrentfs.daemon import claims
 from torrentfs.daemon.control_client import Interrupted, ask_once, daemon_pid
 from torrentfs.daemon.mountpoint import is_dead, is_mounted, unmount
 from torrentfs.daemon.programs import alone_command, keeper_command, server_command
-from torrentfs.daemon.request import CONFIG, Request, encode, in_memory
+from torrentfs.daemon.request import CONFIG, NODE_CONTROL, Request, encode, in_memory
 from torrentfs.daemon.runtime import key_of
-from torrentfs.errors import MountError, UsageError
+from torrentfs.errors import CacheError, MountError, UsageError
 
 WORD_LENGTH_MAX = 65_536
 GRACE_S = 10.0
@@ -87,12 +88,23 @@ def succeeds_keeper() -> bool:
     return os.environ.get("LISTEN_PID") == str(os.getpid())
 
 
-def become_keeper(request: Request) -> NoReturn:
+def become_keeper(request: Request) -> None:
     """Be the keeper of the mount of *request* instead of this program; standard error stays the admin's.
 
-    Raises: MountError.
+    Returns if another one was quicker to take the cache.
+
+    Raises: MountError, ControlError.
     """
-    command, held = _keeper_words(request, ["--foreground"])
+    options = ["--foreground"]
+    if not succeeds_keeper():
+        try:
+            # Now: services that start at the same moment must not all become keepers.
+            claimed = claims.take(request.cache, claims.is_used_already).detach()
+        except CacheError:
+            return
+        os.set_inheritable(claimed, True)
+        options.append(f"{NODE_CONTROL}={claimed}")
+    command, held = _keeper_words(request, options)
     os.set_inheritable(held, True)
     sys.stdout.flush()
     os.execv(command[0], command)
@@ -220,6 +232,8 @@ def _end(child: Process, mountpoint: Path) -> None:
         child.kill()
         child.wait(GRACE_S)
     # Only a dead mount: a live one there is somebody else's, and why the child was refused.
-    if child.returncode < 0 and is_mounted(mountpoint) and is_dead(mountpoint):
-        with contextlib.suppress(MountError):
-            unmount(mountpoint, lazy=True)
+    if daemon_pid(mountpoint) is None:
+        if is_mounted(mountpoint) and is_dead(mountpoint):
+            with contextlib.suppress(MountError):
+                unmount(mountpoint, lazy=True)
+        claims.release(mountpoint)

@@ -25,7 +25,7 @@ from torrentfs.fuse.journal import Journal, Negotiated
 from torrentfs.fuse.operations import Operations, Parts
 from torrentfs.fuse.protocol import InitFlag, Opcode
 from torrentfs.fuse.pusher import Pusher
-from torrentfs.fuse.reader import Channel, Reader, Replies, Request
+from torrentfs.fuse.reader import GONE, Channel, Reader, Replies, Request
 from torrentfs.fuse.signals import is_asked_to_end, is_dying
 from torrentfs.fuse.turns import Turns
 from torrentfs.repository.metainfo import NotCached
@@ -129,8 +129,13 @@ class Session:
     async def forget(self, changes: Changes) -> None:
         """Make the kernel forget what changed; from a thread, for a notification may wait for a lookup."""
         with trio.move_on_after(FORGET_DEADLINE_S) as scope:
+            # A descriptor of its own: the thread may be left behind, and the number become another file's.
             await trio.to_thread.run_sync(
-                self._notify, changes, limiter=self._one_at_a_time, abandon_on_cancel=True
+                _notify,
+                os.dup(self._channel.descriptor),
+                changes,
+                limiter=self._one_at_a_time,
+                abandon_on_cancel=True,
             )
         if scope.cancelled_caught:
             log.warning("the kernel takes long to forget what a new catalog changed; it stays a while")
@@ -168,8 +173,7 @@ class Session:
         agreed = self._channel.journal.negotiated
         if agreed is None or not self._resends(agreed):
             return False
-        self._replies.send((protocol.resend(),))
-        return True
+        return self._replies.send((protocol.resend(),))
 
     def _resends(self, agreed: Negotiated) -> bool:
         return self._settings.resend and bool(agreed.flags & InitFlag.HAS_RESEND)
@@ -302,24 +306,27 @@ class Session:
             if not self._waiting:
                 self._somebody_waits = trio.Event()
 
-    # Notifications
 
-    def _notify(self, changes: Changes) -> None:
-        messages = [protocol.inval_entry(parent, name) for parent, name in changes.entries]
-        messages += [protocol.inval_inode(inode, 0, 0) for inode in changes.inodes]
-        refused: list[OSError] = []
+def _notify(descriptor: int, changes: Changes) -> None:
+    """Tell the kernel what to forget, over *descriptor*, which is closed then."""
+    messages = [protocol.inval_entry(parent, name) for parent, name in changes.entries]
+    messages += [protocol.inval_inode(inode, 0, 0) for inode in changes.inodes]
+    refused: list[OSError] = []
+    try:
         for message in messages:
             try:
-                os.write(self._channel.descriptor, message)
+                os.write(descriptor, message)
             except FileNotFoundError:  # the kernel does not know that name or inode
                 continue
             except OSError as error:
-                # One that it refuses, or all as the mount ends: what is stale goes after UPPER_TIMEOUT_S.
+                # One that it refuses; or the mount has ended. What is stale goes after UPPER_TIMEOUT_S.
                 refused.append(error)
-        if refused:
-            log.info(
-                "the kernel did not forget %d of %d changes: %s", len(refused), len(messages), refused[0]
-            )
+                if error.errno in GONE:
+                    return
+    finally:
+        os.close(descriptor)
+    if refused:
+        log.info("the kernel did not forget %d of %d changes: %s", len(refused), len(messages), refused[0])
 
 
 async def _in_thread(run: Callable[[], None], stop: Callable[[], None]) -> None:

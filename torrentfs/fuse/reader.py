@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _FREE: Final = bytes(4)
 _PARTS_MAX: Final = os.sysconf("SC_IOV_MAX") - 1
 """Parts of an answer that writev(2) takes beside the header: 1023 on Linux."""
-_GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
+GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
 """What reading and writing end in when the connection has ended."""
 _RETRY: Final = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
 """What reading ends in when a request was taken back, or a signal came (fuse(4))."""
@@ -82,7 +82,7 @@ class Replies:
             pass  # whoever asked was killed, or a predecessor answered already
         except OSError as error:
             # The connection has ended, which the reader finds out; or the kernel refuses what we made of it.
-            if error.errno not in _GONE:
+            if error.errno not in GONE:
                 log.error("the kernel refused a reply of %d bytes: %s", sum(map(len, parts)), error.strerror)
                 return False
         return True
@@ -181,7 +181,7 @@ class Reader:
                 # Whoever shares our processor may be the one that is about to ask.
                 os.sched_yield()
             except OSError as error:
-                if error.errno in _GONE:
+                if error.errno in GONE:
                     return -1
                 if error.errno not in _RETRY:
                     raise

@@ -92,6 +92,8 @@ class Keeper:
             self.store.offers[name] = descriptor
         else:
             self.store.hold(name, descriptor)
+            if not descriptor:
+                self.store.offers.pop(name, None)  # what was offered for it is of no use any more
 
     def advance(self) -> None:
         """Let the candidate begin once it is prepared, and nobody else uses what it needs."""
