@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,6 +186,18 @@ def await_line(running: subprocess.Popen[bytes], log: Path, line: str) -> None:
         if running.poll() is not None or time.monotonic() > deadline:
             raise GridError(f"no {line!r} in the log: {words[-LOG_TAIL:]}")
         time.sleep(0.02)
+
+
+def await_true(condition: Callable[[], bool], complaint: str) -> None:
+    """Return when *condition* is true.
+
+    Raises: GridError: it is not after START_TIMEOUT_S.
+    """
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise GridError(complaint)
+        time.sleep(0.05)
 
 
 def await_port(running: subprocess.Popen[bytes], host: str, port: int, log: Path) -> None:

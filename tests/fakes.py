@@ -33,13 +33,24 @@ class FakeSwarm:
         self.have: dict[InfoHash, set[int]] = {}
         self.wanted: dict[InfoHash, dict[PieceIndex, bool]] = {}
         self.dialled: list[tuple[str, int]] = []
+        self.own = "192.0.2.1"
+        self.neighbours: list[str] = []
+        self.neighbours_have: set[int] = set()
+        """Pieces that some neighbour has, but does not send."""
         self._connected: set[InfoHash] = set()
+        self._tell, self._told = trio.open_memory_channel[tuple[InfoHash, list[int]]](10_000)
         self._send, self._receive = trio.open_memory_channel[tuple[InfoHash, PieceIndex, bytes]](10_000)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        task_status.started()
-        async for info_hash, piece, data in self._receive:
-            self._arrive(info_hash, piece, data)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._answer_looks)
+            task_status.started()
+            async for info_hash, piece, data in self._receive:
+                self._arrive(info_hash, piece, data)
+
+    async def _answer_looks(self) -> None:
+        async for info_hash, counts in self._told:
+            self.events.seen(info_hash, counts)
 
     def add(
         self,
@@ -54,6 +65,11 @@ class FakeSwarm:
         self.wanted[metainfo.info_hash] = {}
         self.dialled += peers
 
+    def remove(self, info_hash: InfoHash) -> None:
+        for about in (self.added, self.have, self.wanted):
+            del about[info_hash]
+        self._connected.discard(info_hash)
+
     def connect(self, info_hash: InfoHash, peers: Iterable[tuple[str, int]]) -> None:
         self.dialled += peers
 
@@ -61,6 +77,14 @@ class FakeSwarm:
         self.have[info_hash] -= set(pieces)
         self._connected.discard(info_hash)
         self.events.peers_changed(info_hash, 0)
+
+    def reveal(self, info_hash: InfoHash, have: Sequence[bool]) -> bool:
+        news = {index for index, here in enumerate(have) if here} - self.have[info_hash]
+        self.have[info_hash] |= news
+        if news:
+            self._connected.discard(info_hash)
+            self.events.peers_changed(info_hash, 0)
+        return bool(news)
 
     def want(self, info_hash: InfoHash, pieces: Sequence[PieceIndex], *, urgent: bool) -> None:
         self.wanted[info_hash].update(dict.fromkeys(pieces, urgent))
@@ -72,6 +96,20 @@ class FakeSwarm:
 
     def inject(self, info_hash: InfoHash, piece: PieceIndex, data: bytes) -> None:
         self._send.send_nowait((info_hash, piece, data))
+
+    def look(self, info_hash: InfoHash) -> None:
+        if info_hash not in self.added:
+            return
+        metainfo, _ = self.added[info_hash]
+        has = int(info_hash in self._connected and info_hash in self.peer)
+        counts = [int(bool(has or piece in self.neighbours_have)) for piece in range(metainfo.piece_count)]
+        self._tell.send_nowait((info_hash, counts))
+
+    def company(self, info_hash: InfoHash) -> tuple[str, frozenset[str]]:
+        return self.own, frozenset(self.neighbours if info_hash in self._connected else ())
+
+    def received(self) -> dict[str, int]:
+        return {}
 
     def connected(self, info_hash: InfoHash) -> int:
         return int(info_hash in self._connected)

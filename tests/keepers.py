@@ -205,7 +205,8 @@ def kept(
 ) -> Iterator[Kept]:
     """Give a keeper whose servers are puppets, or run *command*; end all of them afterwards.
 
-    *held*: what it is given by name. *listened*: what it gets as systemd passes what is in its store.
+    *held*: what it is given by name, closed here afterwards. *listened*: what it gets as systemd passes
+    what is in its store.
     """
     script, address = directory / "puppet.py", directory / "door"
     script.write_text(PUPPET)
@@ -235,6 +236,8 @@ def kept(
         finally:
             keeper.close()
             address.unlink()
+            for descriptor in held.values():
+                os.close(descriptor)
 
 
 def memory(text: str) -> int:

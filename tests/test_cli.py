@@ -62,7 +62,10 @@ def test_help_names_every_command(torrentfs) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [[name] for name in app.COMMANDS] + [["repo", "init"], ["repo", "refresh"]]
+    "command",
+    [[name] for name in app.COMMANDS]
+    + [["repo", "init"], ["repo", "refresh"]]
+    + [["cache", name] for name in ("ls", "pin", "unpin", "evict", "prefetch", "verify")],
 )
 def test_every_command_has_a_help_with_an_example(torrentfs, command: list[str]) -> None:
     outcome = torrentfs(*command, "--help")

@@ -1,5 +1,9 @@
 """Keeping a mount's catalog current: a start without the repository, newer ones, and their age."""
 
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,7 +12,7 @@ import trio
 from catalogs import mirror
 
 from torrentfs.config import MountSettings
-from torrentfs.daemon.currency import Currency, Origin
+from torrentfs.daemon.currency import ASIDE_S, Currency, Origin
 from torrentfs.errors import ExpiredError, FetchError, FormatError, TrustError
 from torrentfs.node import mirrors
 from torrentfs.repository.catalog import Catalog
@@ -29,7 +33,8 @@ def origin_of(repository: Repository, tmp_path: Path) -> Origin:
     trust.write_bytes((repository.public / "root.json").read_bytes())
     directory = tmp_path / "cache"
     directory.mkdir(parents=True, exist_ok=True)
-    return Origin(repository.public.as_uri(), directory, trust)
+    url = repository.public.as_uri()
+    return Origin(url, directory, trust, (url,))
 
 
 async def test_a_newer_catalog_is_shown_and_counts_as_known(repository: Repository, tmp_path: Path) -> None:
@@ -98,7 +103,7 @@ async def test_one_http_client_serves_all_checks(
     monkeypatch.setattr(mirrors, "_http_client", counted)
     origin = origin_of(repository, tmp_path)
     with mirror(repository.public) as url:
-        currency = Currency(Origin(url, origin.directory, origin.trust), SETTINGS, trio.Lock())
+        currency = Currency(replace(origin, mirrors=(url,)), SETTINGS, trio.Lock())
         await currency.first()
         with trio.move_on_after(3 * SETTINGS.refresh_interval_s):
             await currency.keep(show)
@@ -150,7 +155,7 @@ async def test_without_any_catalog_a_start_fails(repository: Repository, tmp_pat
 async def test_another_repositorys_root_is_named(repository: Repository, tmp_path: Path) -> None:
     other = Repository.create(tmp_path / "other", "alice")
     origin = origin_of(other, tmp_path)
-    mixed = Origin(repository.public.as_uri(), origin.directory, origin.trust)
+    mixed = replace(origin, mirrors=(repository.public.as_uri(),))
 
     with pytest.raises(TrustError, match=r"root\.json"):
         await Currency(mixed, SETTINGS, trio.Lock()).first()
@@ -185,3 +190,72 @@ async def test_what_another_mount_of_the_repository_fetched_is_shown_too(
 
     assert changed == [True, True, False, False]
     assert shown == [2, 2]
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The URL of a mirror that takes connections and says nothing."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def show_any(catalog: Catalog) -> None:
+    """Have no kernel that must know."""
+
+
+class TestSeveralMirrors:
+    @pytest.mark.parametrize("bad", ["away", "other", "silent"])
+    async def test_one_that_is_of_no_use_is_passed_over(
+        self, repository: Repository, tmp_path: Path, silent: str, bad: str
+    ) -> None:
+        other = Repository.create(tmp_path / "other", "alice")
+        urls = {"away": (tmp_path / "away").as_uri(), "other": other.public.as_uri(), "silent": silent}
+        origin = origin_of(repository, tmp_path)
+        settings = MountSettings(refresh_deadline_s=5.0)
+        currency = Currency(replace(origin, mirrors=(urls[bad], origin.url)), settings, trio.Lock())
+
+        assert (await currency.first()).version == 1
+        await trio.to_thread.run_sync(repository.refresh)
+        assert await currency.check(show_any)
+        assert currency.catalog.version == 2
+
+    async def test_one_that_was_left_behind_is_passed_over(
+        self, repository: Repository, tmp_path: Path
+    ) -> None:
+        behind = shutil.copytree(repository.public, tmp_path / "behind").as_uri()
+        origin = origin_of(repository, tmp_path)
+        await trio.to_thread.run_sync(repository.refresh)
+        await Currency(origin, SETTINGS, trio.Lock()).first()
+        await trio.to_thread.run_sync(repository.refresh)
+        currency = Currency(replace(origin, mirrors=(behind, origin.url)), SETTINGS, trio.Lock())
+
+        assert (await currency.first()).version == 3
+        assert not currency.doubt
+
+    @pytest.mark.parametrize("aside_s", [0.0, ASIDE_S])
+    async def test_one_that_failed_comes_last_for_a_while(
+        self, repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aside_s: float
+    ) -> None:
+        monkeypatch.setattr("torrentfs.daemon.currency.ASIDE_S", aside_s)
+        away = shutil.copytree(repository.public, tmp_path / "away")
+        origin = origin_of(repository, tmp_path)
+        copy = tmp_path / "copy"
+        currency = Currency(replace(origin, mirrors=(copy.as_uri(), origin.url)), SETTINGS, trio.Lock())
+        await currency.first()
+        # Both answer now; who is asked shows by what the copy lacks.
+        away.rename(copy)
+        await trio.to_thread.run_sync(repository.refresh)
+
+        assert await currency.check(show_any) == bool(aside_s)
+
+    async def test_what_cannot_be_trusted_is_what_is_said(
+        self, repository: Repository, tmp_path: Path
+    ) -> None:
+        other = origin_of(Repository.create(tmp_path / "other", "alice"), tmp_path)
+        away = (tmp_path / "away").as_uri()
+        mixed = replace(other, mirrors=(away, repository.public.as_uri()))
+
+        with pytest.raises(TrustError, match=r"root\.json"):
+            await Currency(mixed, SETTINGS, trio.Lock()).first()

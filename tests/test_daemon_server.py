@@ -3,17 +3,19 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import daemons
 import pytest
-from daemons import CONTENT, DEADLINE_S, Site, await_true, command
+from daemons import CONTENT, DEADLINE_S, Site, await_true, command, is_running
 
+from torrentfs.daemon.mountpoint import is_mounted
 from torrentfs.daemon.programs import keeper_command, server_command
 from torrentfs.daemon.request import CONFIG, encode, in_memory, made
 from torrentfs.daemon.runtime import key_of
@@ -307,6 +309,34 @@ def test_the_next_server_needs_nothing_on_disk_but_the_cache(site: Site) -> None
         site.kill_server()
 
         assert running.look() == SEEN
+
+
+@pytest.mark.parametrize("how", ["gone", "full"])
+def test_mounts_serve_on_whatever_becomes_of_the_runtime_directory(site: Site, how: str) -> None:
+    """It only tells others who serves: unmounting as one does for any filesystem still ends all."""
+    run = site.directory / "run"
+    run.mkdir(mode=0o700)
+    with ExitStack() as stack:
+        if how == "full":
+            options = ["-o", "size=16k,mode=700,nr_inodes=32"]
+            subprocess.run(["mount", "-t", "tmpfs", *options, "none", run], timeout=DEADLINE_S, check=True)
+            stack.callback(subprocess.run, ["umount", "-l", run], timeout=DEADLINE_S, check=True)
+        site.mount()
+        if how == "gone":
+            shutil.rmtree(run)
+        else:
+            with suppress(OSError), (run / "filler").open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(1024))
+        assert site.data.read_bytes() == CONTENT
+
+        os.kill(site.server, signal.SIGKILL)
+        assert site.data.read_bytes() == CONTENT
+        await_true(lambda: len(site.processes()) == 2 and not is_running(site.server))
+
+        subprocess.run(["umount", site.mountpoint], timeout=DEADLINE_S, check=True)
+        site.wait_for_end()
+        assert not is_mounted(site.mountpoint)
 
 
 # The cache

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import daemons
 import pytest
 from daemons import CONTENT, DEADLINE_S, Site, await_true, command, torrentfs
 
+from torrentfs.daemon import ending
 from torrentfs.daemon.mountpoint import is_mounted
 from torrentfs.repository.publisher import publish
 from torrentfs.repository.workshop import Repository
@@ -229,6 +231,106 @@ def test_force_ends_one_of_two_mounts_alone(site: Site, bob: list[object], other
     assert site.stats()["pid"] == site.server
     assert len(both(site)) == 1
     command("umount", site.mountpoint)
+    site.assert_nothing_left()
+
+
+def test_force_ends_one_of_two_mounts_of_a_server_that_hangs(
+    site: Site, bob: list[object], other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ending, "FORCE_DEADLINE_S", 2.0)
+    site.mount()
+    site.mount(*bob, at=other)
+    hangs = site.server
+    os.kill(hangs, signal.SIGSTOP)
+
+    ending.end(other, force=True)
+
+    assert not is_mounted(other)
+    # Another server serves the one that stays.
+    await_true(lambda: site.stats()["pid"] != hangs)
+    assert site.data.read_bytes() == CONTENT
+    assert len(both(site)) == 1
+    command("umount", site.mountpoint)
+    site.assert_nothing_left()
+
+
+@pytest.mark.parametrize("order", ["reload first", "umount first"])
+def test_a_reload_and_the_end_of_another_mount_do_not_hinder_each_other(
+    site: Site, bob: list[object], other: Path, order: str
+) -> None:
+    site.mount()
+    site.mount(*bob, at=other)
+    words = [torrentfs("reload", site.mountpoint), torrentfs("umount", other)]
+
+    started = [
+        subprocess.Popen(one, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        for one in (words if order == "reload first" else reversed(words))
+    ]
+    told = [one.communicate(timeout=2 * DEADLINE_S)[1] for one in started]
+
+    ended = started[1 if order == "reload first" else 0]
+    assert ended.returncode == 0, told
+    # It may say that not all was replaced: one line.
+    assert all(len(words.splitlines()) <= 1 for words in told)
+    assert not is_mounted(other)
+    assert site.data.read_bytes() == CONTENT
+    command("reload", site.mountpoint)
+    assert site.data.read_bytes() == CONTENT
+    assert len(both(site)) == 1
+    command("umount", site.mountpoint)
+    site.assert_nothing_left()
+
+
+def test_a_mount_that_is_interrupted_while_it_joins_leaves_nothing(
+    site: Site, bob: list[object], other: Path
+) -> None:
+    site.mount()
+    before = sorted((site.directory / "run").iterdir())
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(DEADLINE_S)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        words = torrentfs("mount", other, *site.options, *bob, "--repository", url)
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as joins:
+            asked, _ = silent.accept()  # for the catalog of what is to be mounted
+            with asked:
+                joins.send_signal(signal.SIGINT)
+                told = joins.communicate(timeout=DEADLINE_S)[1]
+
+                await_true(lambda: sorted((site.directory / "run").iterdir()) == before)
+
+    assert joins.returncode != 0 and "Traceback" not in told
+    assert not is_mounted(other)
+    assert site.data.read_bytes() == CONTENT
+    assert len(both(site)) == 1
+    site.mount(*bob, at=other)
+    assert (other / "TEST/v1/data").read_bytes() == BOBS
+
+
+def test_two_mounts_in_the_foreground_that_start_at_once_both_serve(
+    site: Site, bob: list[object], other: Path
+) -> None:
+    words = [
+        torrentfs("mount", site.mountpoint, *site.options, "--foreground"),
+        torrentfs("mount", other, *site.options, *bob, "--foreground"),
+    ]
+
+    started = [subprocess.Popen(one, stderr=subprocess.DEVNULL) for one in words]
+    try:
+        await_true(lambda: is_mounted(site.mountpoint) and is_mounted(other))
+        assert site.data.read_bytes() == CONTENT
+        assert (other / "TEST/v1/data").read_bytes() == BOBS
+        await_true(lambda: len(both(site)) == 2)
+        site.note()
+        assert len({record["pid"] for record in both(site)}) == 1
+
+        # The one that is no keeper first: the other's end is the end of both.
+        for one in sorted(started, key=lambda one: one.pid == site.keeper):
+            one.terminate()
+            assert one.wait(DEADLINE_S) == 0
+    finally:
+        for one in started:
+            one.kill()
+            one.wait()
     site.assert_nothing_left()
 
 

@@ -3,8 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torrentfs.node.flights import MIRRORS_MAX, PEERS_MAX, Torrent, runs
+from torrentfs.node.held import Held
 from torrentfs.node.mirrors import Mirror
-from torrentfs.node.store import Held
 from torrentfs.repository.metainfo import PIECE_LENGTH
 
 PIECES = st.sets(st.integers(0, 40))

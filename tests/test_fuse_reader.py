@@ -221,6 +221,8 @@ def standing(
             stand.end()
             stand.reader.close()
             journal.close()
+            # They hold each other, and the journal's memory, which is a descriptor each.
+            vars(stand).clear()
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from torrentfs.errors import ListenError
 from torrentfs.http import PublicFiles, application, bind, serve
+from torrentfs.http.answer import CHUNK_LENGTH
 from torrentfs.http.ranges import Span, UnsatisfiableError, matches, parse_range
-from torrentfs.http.static import CHUNK_LENGTH
 
 CONTENT = os.urandom(3 * CHUNK_LENGTH + 77)
 DEADLINE_S = 10

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -21,14 +21,16 @@ from urllib.parse import unquote_to_bytes
 import libtorrent as lt
 import pytest
 
-from torrentfs.config import SwarmSettings
+from torrentfs.config import SiteSettings, SwarmSettings
 from torrentfs.node.session import open_session, session_settings, torrent_parameters
+from torrentfs.node.site import Site
 from torrentfs.node.sockets import tune_sockets
 from torrentfs.node.swarm import INCOMING
 from torrentfs.repository import bencode
 from torrentfs.repository.metainfo import PIECE_LENGTH, Hasher, Metainfo
 
 PIECES = 64
+NO_SITE = Site(SiteSettings())
 DEADLINE_S = 10
 QUIET_S = 0.5
 """How long nothing must happen before we say that it does not."""
@@ -41,12 +43,12 @@ class Peer:
         self._ours, self._theirs = socket.socketpair()
         self._theirs.setblocking(False)
         self._alerts: deque[Any] = deque()
-        self.session = open_session(SwarmSettings(), "127.0.0.1", 0, self._theirs.fileno())
+        self.session = open_session(SwarmSettings(), NO_SITE, "127.0.0.1", 0, self._theirs.fileno())
         self.port: int = self.until(lt.listen_succeeded_alert).port
 
     def add(self, metainfo: Metainfo, file: Path, have: list[bool], *peers: int, seed: bool = False) -> Any:
         parameters = torrent_parameters(
-            metainfo, file, have, [("127.0.0.1", port) for port in peers], seed=seed
+            metainfo, file, have, [("127.0.0.1", port) for port in peers], NO_SITE, seed=seed
         )
         handle = self.session.add_torrent(parameters)
         handle.resume()
@@ -136,7 +138,7 @@ def tcp_sockets(*ports: int) -> list[socket.socket]:
 
 
 def test_settings_that_we_set_are_all_known(peers) -> None:
-    settings = session_settings(SwarmSettings(), "127.0.0.1", 0)
+    settings = session_settings(SwarmSettings(), NO_SITE, "127.0.0.1", 0)
 
     unknown = settings.keys() - lt.default_settings().keys()
 
@@ -238,7 +240,9 @@ def test_claims_past_the_end_of_the_file_make_it_check_all_of_it(
 def test_claimed_pieces_are_reported_as_finished(peers, metainfo: Metainfo, whole: Path) -> None:
     peer = peers()
 
-    peer.session.add_torrent(torrent_parameters(metainfo, whole, [True] * 3 + [False] * 61, [], seed=False))
+    peer.session.add_torrent(
+        torrent_parameters(metainfo, whole, [True] * 3 + [False] * 61, [], NO_SITE, seed=False)
+    )
 
     assert {peer.until(lt.piece_finished_alert).piece_index for _ in range(3)} == {0, 1, 2}
 
@@ -248,7 +252,7 @@ def test_full_check_waits_for_the_torrent_to_be_resumed(
 ) -> None:
     (tmp_path / "short").write_bytes(part(content, 0))
     peer = peers()
-    parameters = torrent_parameters(metainfo, tmp_path / "short", [True] * PIECES, [], seed=False)
+    parameters = torrent_parameters(metainfo, tmp_path / "short", [True] * PIECES, [], NO_SITE, seed=False)
     handle = peer.session.add_torrent(parameters)
     peer.until(lt.state_changed_alert, lambda alert: alert.state == lt.torrent_status.checking_files)
     assert peer.within(QUIET_S, lt.torrent_checked_alert) is None
@@ -262,7 +266,7 @@ def test_torrent_that_is_believed_is_checked_while_it_is_paused(
     peers, metainfo: Metainfo, tmp_path: Path
 ) -> None:
     peer = peers()
-    parameters = torrent_parameters(metainfo, tmp_path / "cache", [False] * PIECES, [], seed=False)
+    parameters = torrent_parameters(metainfo, tmp_path / "cache", [False] * PIECES, [], NO_SITE, seed=False)
 
     peer.session.add_torrent(parameters)
 
@@ -274,7 +278,9 @@ def test_removed_torrent_can_be_added_again_at_once(peers, metainfo: Metainfo, w
     handle = peer.add(metainfo, whole, [True] * PIECES)
 
     peer.session.remove_torrent(handle)
-    again = peer.session.add_torrent(torrent_parameters(metainfo, whole, [True] * PIECES, [], seed=False))
+    again = peer.session.add_torrent(
+        torrent_parameters(metainfo, whole, [True] * PIECES, [], NO_SITE, seed=False)
+    )
 
     assert again != handle
     assert again.is_valid()
@@ -437,13 +443,19 @@ def trackers(peers: Callable[[], Peer]) -> Iterator[Callable[..., TrackerStub]]:
 
 
 def add_tracked(
-    peer: Peer, metainfo: Metainfo, file: Path, *urls: str, want: bool = True, **settings: Any
+    peer: Peer,
+    metainfo: Metainfo,
+    file: Path,
+    *urls: str,
+    want: bool = True,
+    own: Sequence[tuple[str, int]] = (),
+    **settings: Any,
 ) -> Any:
     """Take up a torrent that is told of trackers at *urls*, one a tier."""
     category = lt.alert.category_t.tracker_notification
     settings["alert_mask"] = peer.session.get_settings()["alert_mask"] | int(category)
     peer.session.apply_settings(settings)
-    parameters = torrent_parameters(metainfo, file, [False] * PIECES, [], seed=False)
+    parameters = torrent_parameters(metainfo, file, [False] * PIECES, [], NO_SITE, own, seed=False)
     parameters.trackers = list(urls)
     parameters.tracker_tiers = list(range(len(urls)))
     handle = peer.session.add_torrent(parameters)
@@ -471,7 +483,7 @@ def test_who_wants_something_before_it_announces_is_started_and_at_its_end_stopp
     peers, trackers, metainfo: Metainfo, tmp_path: Path
 ) -> None:
     peer, tracker = peers(), trackers()
-    handle = add_tracked(peer, metainfo, tmp_path / "cache", tracker.url)
+    handle = add_tracked(peer, metainfo, tmp_path / "cache", tracker.url, stop_tracker_timeout=5)
     peer.until(lt.tracker_reply_alert)
 
     peer.session.remove_torrent(handle)
@@ -483,7 +495,7 @@ def test_who_wants_nothing_when_it_announces_is_paused_and_never_stopped(
     peers, trackers, metainfo: Metainfo, tmp_path: Path
 ) -> None:
     peer, tracker = peers(), trackers()
-    handle = add_tracked(peer, metainfo, tmp_path / "cache", tracker.url, want=False)
+    handle = add_tracked(peer, metainfo, tmp_path / "cache", tracker.url, want=False, stop_tracker_timeout=5)
     peer.until(lt.tracker_reply_alert)
     handle.piece_priority(3, 7)
 
@@ -497,7 +509,7 @@ def test_pause_and_resume_at_once_leave_the_tracker_with_stopped_until_it_is_ask
     peers, trackers, metainfo: Metainfo, tmp_path: Path
 ) -> None:
     peer, tracker = peers(), trackers()
-    handle = add_tracked(peer, metainfo, tmp_path / "cache", tracker.url)
+    handle = add_tracked(peer, metainfo, tmp_path / "cache", tracker.url, stop_tracker_timeout=5)
     peer.until(lt.tracker_reply_alert)
 
     handle.pause()
@@ -539,12 +551,28 @@ def test_peers_that_a_tracker_tells_are_dialled(
     assert leecher.until(lt.piece_finished_alert).piece_index == 3
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_who_is_told_of_itself_dials_itself_unless_its_address_is_banned(
+    peers, trackers, metainfo: Metainfo, tmp_path: Path, told: bool
+) -> None:
+    peer = peers()
+    other = peers()
+    other.add(metainfo, tmp_path / "other", [False] * PIECES)
+    own = () if told else [("127.0.0.1", peer.port)]
+
+    add_tracked(peer, metainfo, tmp_path / "cache", trackers(peer.port, other.port).url, own=own)
+    dialled = {peer.until(lt.peer_connect_alert).endpoint[1] for _ in range(2 if told else 1)}
+
+    assert dialled >= ({peer.port} if told else {other.port})
+    assert told or peer.port not in dialled
+
+
 @pytest.mark.parametrize(
     ("settings", "both"),
     [
-        ({}, False),
+        ({"announce_to_all_trackers": False, "announce_to_all_tiers": False}, False),
         # With one tracker in each tier it is the other one that counts: their names are the wrong way round.
-        ({"announce_to_all_tiers": True}, False),
+        ({"announce_to_all_trackers": False, "announce_to_all_tiers": True}, False),
         ({"announce_to_all_trackers": True, "announce_to_all_tiers": True}, True),
     ],
 )
@@ -582,7 +610,7 @@ def test_filter_of_addresses_holds_for_torrents_with_its_flag_only_and_for_their
     leecher.session.set_ip_filter(shut)
     tracker = trackers()
     parameters = torrent_parameters(
-        metainfo, tmp_path / "cache", [False] * PIECES, [("127.0.0.1", seeder.port)], seed=False
+        metainfo, tmp_path / "cache", [False] * PIECES, [("127.0.0.1", seeder.port)], NO_SITE, seed=False
     )
     parameters.trackers = [tracker.url]
     parameters.flags &= ~lt.torrent_flags.apply_ip_filter

@@ -13,7 +13,7 @@ import trio
 import trio.lowlevel
 from fakes import Published, Web
 
-from torrentfs.config import NodeSettings, SwarmSettings
+from torrentfs.config import NodeSettings, SiteSettings, SwarmSettings
 from torrentfs.errors import CacheError
 from torrentfs.node import Node, Sources, View
 from torrentfs.node.swarm import Swarm
@@ -37,13 +37,15 @@ class Deaf:
     def disk_failed(self, *_: object) -> None: ...
     def peers_changed(self, *_: object) -> None: ...
 
+    def seen(self, *_: object) -> None: ...
+
 
 @asynccontextmanager
 async def origin(directory: Path) -> AsyncIterator[tuple[str, int]]:
     """Seed the pack; give the address for peers."""
     directory.mkdir(exist_ok=True)
     (directory / "pack").write_bytes(PACK.data)
-    swarm = Swarm(ANY_PORT, Deaf())
+    swarm = Swarm(ANY_PORT, SiteSettings(), Deaf())
     async with trio.open_nursery() as nursery:
         await nursery.start(swarm.run)
         swarm.add(PACK.metainfo, directory / "pack", None, seed=True)

@@ -1,6 +1,7 @@
 """The records of `stats` and `list`: stable keys, and sums that are right."""
 
 from torrentfs.daemon import report
+from torrentfs.node import Aside, SourceStats
 from torrentfs.repository.catalog import Catalog, Ordinal, Revision, Version
 from torrentfs.repository.metainfo import InfoHash, Kind, TorrentRef
 
@@ -31,6 +32,10 @@ def figures() -> report.Figures:
         from_mirrors=2,
         uploaded=3,
         cached=4,
+        on_disk=22,
+        evicted=23,
+        refetched=24,
+        bypassed=25,
         read=5,
         reads_waiting=6,
         wait_p50_s=0.007,
@@ -38,6 +43,19 @@ def figures() -> report.Figures:
         errors=9,
         failed_pieces=10,
         peers=11,
+        sources=SourceStats(
+            neighbours=12,
+            site_seeders=13,
+            upstream=14,
+            site_mirrors=15,
+            mirrors=16,
+            redundant=17,
+            hedges=18,
+            hedges_won=19,
+            waits=20,
+            waits_won=21,
+            aside=(Aside("http://origin", "HTTP status 500", 1.26),),
+        ),
     )
 
 
@@ -49,9 +67,30 @@ def test_stats_have_the_stable_keys() -> None:
     assert record["repository"] == "alice"
     assert (record["mountpoint"], record["pid"]) == ("/opt/alice", 13)
     assert (record["catalog"]["version"], record["catalog"]["age_s"]) == (12, 14.0)
-    assert record["bytes"] == {"from_peers": 1, "from_mirrors": 2, "uploaded": 3, "cached": 4, "read": 5}
+    assert record["bytes"] == {
+        "from_peers": 1,
+        "from_mirrors": 2,
+        "uploaded": 3,
+        "cached": 4,
+        "on_disk": 22,
+        "evicted": 23,
+        "refetched": 24,
+        "bypassed": 25,
+        "read": 5,
+    }
     assert record["reads"] == {"waiting": 6, "wait_p50_ms": 7.0, "wait_p99_ms": 8.0}
     assert (record["errors"], record["packages"]) == (9, [{"path": "x"}])
+    assert record["sources"] == {
+        "neighbours": 12,
+        "site_seeders": 13,
+        "upstream": 14,
+        "site_mirrors": 15,
+        "mirrors": 16,
+        "redundant": 17,
+        "hedges": {"started": 18, "won": 19},
+        "waits": {"started": 20, "won": 21},
+        "aside": [{"source": "http://origin", "reason": "HTTP status 500", "seconds": 1.3}],
+    }
 
 
 def test_a_package_counts_its_manifest_and_all_packs_that_it_uses() -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from torrentfs.node.sockets import tune_sockets
+from torrentfs.node.sockets import SILENCE_MAX_MS, tune_sockets
 
 TRY = """
 import fcntl, sys
@@ -35,3 +35,13 @@ def test_connected_sockets_are_told_by_their_far_ends() -> None:
 
         assert server.getsockname() in far_ends
         assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_what_a_tuned_socket_accepts_is_tuned() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        tune_sockets()
+        with socket.create_connection(server.getsockname()):
+            accepted, _ = server.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == SILENCE_MAX_MS

@@ -12,15 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torrentfs.errors import CacheError
-from torrentfs.node.store import Held, Store
-from torrentfs.repository.metainfo import PIECE_LENGTH, PieceIndex
+from torrentfs.node.held import Held
+from torrentfs.node.store import Store
+from torrentfs.repository.metainfo import PIECE_LENGTH, InfoHash, PieceIndex
 
 PACK = Published.of(random.Random(1).randbytes(5 * PIECE_LENGTH + 100))
 
 
 def filled(directory: Path, pieces: list[int], pack: Published = PACK) -> tuple[Store, Held]:
     """Return a store that has all of *pack* on disk, and claims *pieces* of it."""
-    store = Store(directory, open_files_max=4)
+    store = Store(directory, open_files_max=4, pieces_in_memory_max=4)
     held = store.add(pack.ref, PIECE_LENGTH)
     store.path(pack.ref).write_bytes(pack.data)
     store.claim(held, [PieceIndex(piece) for piece in pieces])
@@ -29,7 +30,7 @@ def filled(directory: Path, pieces: list[int], pack: Published = PACK) -> tuple[
 
 def reopened(store: Store) -> tuple[Store, Held]:
     store.close()
-    store = Store(store.directory, open_files_max=4)
+    store = Store(store.directory, open_files_max=4, pieces_in_memory_max=4)
     held = store.get(PACK.ref.info_hash)
     assert held is not None
     return store, held
@@ -55,16 +56,18 @@ def test_a_cached_share_is_known_before_any_piece_is_looked_at(tmp_path: Path) -
     store, _ = filled(tmp_path, [0, 5])
     store.close()
 
-    assert [held.cached for held in Store(tmp_path, open_files_max=4).all()] == [PIECE_LENGTH + 100]
+    assert [held.cached for held in Store(tmp_path, open_files_max=4, pieces_in_memory_max=4).all()] == [
+        PIECE_LENGTH + 100
+    ]
 
 
 def test_a_second_daemon_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
-    first = Store(tmp_path, open_files_max=4)
+    first = Store(tmp_path, open_files_max=4, pieces_in_memory_max=4)
 
     with pytest.raises(CacheError, match=f"in use by process {os.getpid()}"):
-        Store(tmp_path, open_files_max=4)
+        Store(tmp_path, open_files_max=4, pieces_in_memory_max=4)
     first.close()
-    Store(tmp_path, open_files_max=4).close()
+    Store(tmp_path, open_files_max=4, pieces_in_memory_max=4).close()
 
 
 def test_claims_survive_a_kill(tmp_path: Path) -> None:
@@ -77,11 +80,11 @@ def test_claims_survive_a_kill(tmp_path: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", code, tests, str(tmp_path)], timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL
 
-    store = Store(tmp_path, open_files_max=4)
+    store = Store(tmp_path, open_files_max=4, pieces_in_memory_max=4)
     held = store.get(PACK.ref.info_hash)
 
     assert held is not None
-    assert held.have() == [False, True, False, True, False, False]
+    assert [*map(bool, held.states)] == [False, True, False, True, False, False]
     assert store.read(held, 3 * PIECE_LENGTH, PIECE_LENGTH) == PACK.data[3 * PIECE_LENGTH : 4 * PIECE_LENGTH]
     store.close()
 
@@ -103,7 +106,7 @@ def test_a_claim_that_no_longer_holds_is_dropped_at_the_first_read(tmp_path: Pat
     if damage == "delete":
         path.unlink()
 
-    store = Store(tmp_path, open_files_max=4)
+    store = Store(tmp_path, open_files_max=4, pieces_in_memory_max=4)
     held = store.get(PACK.ref.info_hash)  # type: ignore[assignment]
 
     assert store.read(held, 4 * PIECE_LENGTH + 100, 10) is None
@@ -119,7 +122,7 @@ def test_a_piece_that_is_not_on_disk_is_not_claimed(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="shorter"):
         store.claim(held, [PieceIndex(0), PieceIndex(1)])
 
-    assert not any(held.have())
+    assert not any(held.states)
     store.close()
 
 
@@ -136,7 +139,7 @@ def test_a_file_that_is_deleted_under_us_is_not_read_for_what_the_swarm_writes_a
     store.claim(held, [PieceIndex(3)])
 
     assert store.read(held, 3 * PIECE_LENGTH, PIECE_LENGTH) == PACK.data[3 * PIECE_LENGTH : 4 * PIECE_LENGTH]
-    assert held.have() == [False, False, False, True, False, False]
+    assert [*map(bool, held.states)] == [False, False, False, True, False, False]
     assert held.lost == [0]
     store.close()
 
@@ -149,7 +152,7 @@ def test_a_state_that_can_no_longer_be_written_lets_a_node_end(tmp_path: Path) -
 
     store.close()
 
-    Store(tmp_path, open_files_max=4).close()
+    Store(tmp_path, open_files_max=4, pieces_in_memory_max=4).close()
 
 
 @pytest.mark.warns("state of the cache is damaged")
@@ -158,7 +161,7 @@ def test_a_damaged_state_is_forgotten(tmp_path: Path) -> None:
     store.close()
     (tmp_path / "state.sqlite").write_bytes(random.Random(1).randbytes(8192))
 
-    store = Store(tmp_path, open_files_max=4)
+    store = Store(tmp_path, open_files_max=4, pieces_in_memory_max=4)
 
     assert not store.all()
     assert (tmp_path / "state.damaged").exists()
@@ -167,11 +170,40 @@ def test_a_damaged_state_is_forgotten(tmp_path: Path) -> None:
 
 def test_a_state_of_a_newer_release_is_refused(tmp_path: Path) -> None:
     store, _ = filled(tmp_path, [])
-    store._state._connection.execute("PRAGMA user_version = 2")
+    store._state._connection.execute("PRAGMA user_version = 3")
     store.close()
 
-    with pytest.raises(CacheError, match="version 2"):
-        Store(tmp_path, open_files_max=4)
+    with pytest.raises(CacheError, match="version 3"):
+        Store(tmp_path, open_files_max=4, pieces_in_memory_max=4)
+
+
+def test_a_state_of_the_release_before_is_taken_over(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path, [0, 2])
+    store._state._connection.executescript("DROP TABLE pins; PRAGMA user_version = 1")
+    store.close()
+
+    again = Store(tmp_path, open_files_max=4, pieces_in_memory_max=4)
+
+    [held] = again.all()
+    assert again.get(held.ref.info_hash) is held
+    assert [*map(bool, held.states)] == [True, False, True, False, False, False]
+    again.pin("alice:A/v1", [held.ref.info_hash])
+    assert again.is_pinned(held)
+    again.close()
+
+
+def test_pins_last_and_are_counted_by_their_labels(tmp_path: Path) -> None:
+    store, held = filled(tmp_path, [0])
+    store.pin("alice:A/v1", [held.ref.info_hash])
+    store.pin("alice:A/v2", [held.ref.info_hash, InfoHash(bytes(32))])
+    store.pin("alice:A/v1", [])
+
+    store, held = reopened(store)
+
+    assert (store.is_pinned(held), [*store.pins]) == (True, ["alice:A/v2"])
+    store.pin("alice:A/v2", [])
+    assert (store.is_pinned(held), [*store.pins]) == (False, [])
+    store.close()
 
 
 def test_a_repository_is_not_taken_for_a_cache(tmp_path: Path) -> None:
@@ -179,18 +211,18 @@ def test_a_repository_is_not_taken_for_a_cache(tmp_path: Path) -> None:
     (tmp_path / "metadata" / "timestamp.json").touch()
 
     with pytest.raises(CacheError, match="published repository"):
-        Store(tmp_path, open_files_max=4)
+        Store(tmp_path, open_files_max=4, pieces_in_memory_max=4)
 
 
 def test_a_cache_below_a_file_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(CacheError, match="Not a directory"):
-        Store(tmp_path / "file" / "cache", open_files_max=4)
+        Store(tmp_path / "file" / "cache", open_files_max=4, pieces_in_memory_max=4)
 
 
 def test_open_files_are_bounded(tmp_path: Path) -> None:
-    store = Store(tmp_path, open_files_max=4)
+    store = Store(tmp_path, open_files_max=4, pieces_in_memory_max=4)
     before = len(list(Path("/proc/self/fd").iterdir()))
 
     for number in range(20):
@@ -204,7 +236,7 @@ def test_open_files_are_bounded(tmp_path: Path) -> None:
 
 
 def test_metainfo_is_kept(tmp_path: Path) -> None:
-    store = Store(tmp_path, open_files_max=4)
+    store = Store(tmp_path, open_files_max=4, pieces_in_memory_max=4)
     store.keep_metainfo(PACK.metainfo)
 
     assert store.metainfo(PACK.ref.info_hash) == PACK.metainfo.torrent()
@@ -247,6 +279,18 @@ def test_a_store_holds_what_was_claimed_and_not_dropped(steps: list[tuple[str, s
             else:
                 store, held = reopened(store)
 
-        assert {piece for piece, here in enumerate(held.have()) if here} == model
+        assert {piece for piece, here in enumerate(held.states) if here} == model
         assert held.cached == sum(held.span(PieceIndex(piece)) for piece in model)
         store.close()
+
+
+def test_who_still_looks_at_what_was_removed_changes_nothing(tmp_path: Path) -> None:
+    """The background check does, from a thread, while room is made."""
+    store, held = filled(tmp_path, [0, 1])
+    store, held = reopened(store)
+    store.remove(held)
+
+    assert store.judge(held, [(PieceIndex(0), b""), (PieceIndex(1), b"")]) == 0
+
+    assert (store.cached, held.cached, held.lost, store.mismatches) == (0, 0, [], 0)
+    store.close()

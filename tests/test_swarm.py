@@ -4,15 +4,16 @@ import os
 import random
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import libtorrent as lt
 import pytest
 import trio
 
-from torrentfs.config import SwarmSettings
+from torrentfs.config import SiteSettings, SwarmSettings
 from torrentfs.errors import FormatError, ListenError
+from torrentfs.node.holes import punch
 from torrentfs.node.swarm import Swarm
 from torrentfs.repository.metainfo import PIECE_LENGTH, Hasher, InfoHash, Metainfo, PieceIndex
 
@@ -29,6 +30,7 @@ class Recorder:
         self.failed: list[PieceIndex] = []
         self.disk_errors: list[str] = []
         self.connected = 0
+        self.counts: Sequence[int] = ()
         self._changed = trio.Event()
 
     def pieces_arrived(self, info_hash: InfoHash, pieces: Sequence[PieceIndex]) -> None:
@@ -47,6 +49,10 @@ class Recorder:
         self.connected = connected
         self._tell()
 
+    def seen(self, info_hash: InfoHash, counts: Sequence[int]) -> None:
+        self.counts = counts
+        self._tell()
+
     async def until(self, condition: Callable[["Recorder"], object]) -> None:
         with trio.fail_after(DEADLINE_S):
             while not condition(self):
@@ -58,10 +64,12 @@ class Recorder:
 
 
 @asynccontextmanager
-async def running(listen: str = "127.0.0.1:0") -> AsyncIterator[tuple[Swarm, Recorder]]:
+async def running(
+    listen: str = "127.0.0.1:0", site: SiteSettings | None = None
+) -> AsyncIterator[tuple[Swarm, Recorder]]:
     """A swarm that serves, and what it tells."""
     recorder = Recorder()
-    swarm = Swarm(SwarmSettings(listen=listen), recorder)
+    swarm = Swarm(SwarmSettings(listen=listen), site or SiteSettings(), recorder)
     async with trio.open_nursery() as nursery:
         await nursery.start(swarm.run)
         yield swarm, recorder
@@ -138,6 +146,87 @@ async def test_pieces_that_nobody_wants_do_not_come(metainfo: Metainfo, whole: P
         assert (counters.redundant, counters.failed, counters.uploaded) == (0, 0, 0)
         assert counters.torrent_peers == {metainfo.info_hash: 1}
         assert (await origin.counters()).uploaded == counters.downloaded
+
+
+async def test_single_pieces_come_once_from_one_of_many_peers(
+    metainfo: Metainfo, whole: Path, tmp_path: Path
+) -> None:
+    """libtorrent would ask all of them for a piece that is the only one wanted."""
+    have = [True] * (PIECES - 2) + [False] * 2
+    async with AsyncExitStack() as stack:
+        peers = [(await stack.enter_async_context(running()))[0] for _ in range(4)]
+        node, seen = await stack.enter_async_context(running())
+        for number, peer in enumerate(peers):
+            file = tmp_path / f"peer{number}"
+            file.write_bytes(whole.read_bytes())
+            peer.add(metainfo, file, have)
+        node.add(metainfo, tmp_path / "cache", [False] * PIECES, [peer.listen for peer in peers])
+        await seen.until(lambda seen: seen.connected == 4)
+
+        for piece in pieces(*range(PIECES - 2)):
+            node.want(metainfo.info_hash, [piece], urgent=True)
+            node.look(metainfo.info_hash)
+            await seen.until(lambda seen, piece=piece: piece in seen.arrived)
+
+        assert seen.arrived == [*range(PIECES - 2)]
+        assert (await node.counters()).redundant <= PIECE_LENGTH
+
+
+async def test_what_no_peer_has_is_not_asked_for_beside_what_is_wanted_for_long(
+    metainfo: Metainfo, whole: Path, tmp_path: Path
+) -> None:
+    async with running() as (origin, _), running() as (peer, _), running() as (node, seen):
+        part = tmp_path / "part"
+        part.write_bytes(whole.read_bytes())
+        peer.add(metainfo, part, [True] * 4 + [False] * (PIECES - 4))
+        origin.add(metainfo, whole, None, seed=True)
+        node.add(metainfo, tmp_path / "cache", [False] * PIECES, [peer.listen])
+        node.want(metainfo.info_hash, pieces(5), urgent=True)
+        await seen.until(lambda seen: seen.connected == 1)
+        node.look(metainfo.info_hash)
+        await seen.until(lambda seen: seen.counts)
+
+        node.unwant(metainfo.info_hash, pieces(5))
+        node.connect(metainfo.info_hash, [origin.listen])
+        await seen.until(lambda seen: seen.connected == 2)
+        for piece in pieces(11, 10):
+            node.want(metainfo.info_hash, [piece], urgent=True)
+            await seen.until(lambda seen, piece=piece: piece in seen.arrived)
+
+        assert seen.arrived == [11, 10]
+        assert (await node.counters()).downloaded == 2 * PIECE_LENGTH - 1000
+
+
+async def test_a_peer_is_never_sent_what_was_given_back_to_the_disk(
+    metainfo: Metainfo, whole: Path, tmp_path: Path
+) -> None:
+    """Once `drop` has returned, libtorrent reads no more of the pieces."""
+    async with AsyncExitStack() as stack:
+        origin, peer = [(await stack.enter_async_context(running()))[0] for _ in range(2)]
+        node, seen = await stack.enter_async_context(running())
+        origin.add(metainfo, whole, None, seed=True)
+        part = tmp_path / "part"
+        part.write_bytes(whole.read_bytes())
+        peer.add(metainfo, part, [True] * PIECES)
+        node.add(metainfo, tmp_path / "cache", [False] * PIECES, [origin.listen, peer.listen])
+        await seen.until(lambda seen: seen.connected == 2)
+
+        for last in range(PIECES, 0, -1):
+            node.want(metainfo.info_hash, pieces(*range(PIECES)), urgent=True)
+            await seen.until(lambda seen: seen.arrived)
+            lost = pieces(*range(last - 1, PIECES))
+            peer.drop(metainfo.info_hash, lost)
+            with part.open("r+b") as file:
+                for piece in lost:
+                    punch(file.fileno(), piece * PIECE_LENGTH, metainfo.piece_span(piece))
+            node.drop(metainfo.info_hash, pieces(*range(PIECES)))
+            seen.arrived.clear()
+        node.want(metainfo.info_hash, pieces(*range(PIECES)), urgent=True)
+        await seen.until(lambda seen: len(set(seen.arrived)) == PIECES)
+
+        assert seen.failed == []
+        assert (tmp_path / "cache").read_bytes() == whole.read_bytes()
+        assert (await node.counters()).failed == 0
 
 
 async def test_what_came_once_is_seeded_to_the_next_node(
@@ -417,7 +506,9 @@ async def test_file_is_where_we_say_whatever_the_metainfo_says(
 async def test_taken_port_is_refused() -> None:
     async with running() as (origin, _):
         with pytest.raises(ListenError, match=r"cannot listen on 127\.0\.0\.1:"):
-            await Swarm(SwarmSettings(listen=f"127.0.0.1:{origin.listen[1]}"), Recorder()).run()
+            await Swarm(
+                SwarmSettings(listen=f"127.0.0.1:{origin.listen[1]}"), SiteSettings(), Recorder()
+            ).run()
 
 
 @pytest.mark.warns("")

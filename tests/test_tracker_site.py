@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lan import Host, lan
 from test_seed import publish_bytes
 
 from contrib.grid import GridError, process, run
+from contrib.lab import Host, lan
 from torrentfs.repository.workshop import Repository
 
 pytestmark = [pytest.mark.root, pytest.mark.needs("ip")]

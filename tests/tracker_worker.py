@@ -22,12 +22,14 @@ from typing import Any
 
 import libtorrent as lt
 
-from torrentfs.config import SwarmSettings
+from torrentfs.config import SiteSettings, SwarmSettings
 from torrentfs.node.session import session_settings, torrent_parameters
+from torrentfs.node.site import Site
 from torrentfs.node.sockets import tune_sockets
 from torrentfs.repository.metainfo import InfoHash, Metainfo, parse
 
 LISTEN_DEADLINE_S = 10
+NO_SITE = Site(SiteSettings())
 
 
 class Worker:
@@ -39,8 +41,9 @@ class Worker:
         self._bell.setblocking(False)
         self._ring.setblocking(False)
         parameters: Any = lt.session_params()
-        settings = session_settings(SwarmSettings(), address, 0)
-        settings["alert_mask"] |= int(lt.alert.category_t.tracker_notification)
+        settings = session_settings(SwarmSettings(), NO_SITE, address, 0)
+        # Other clients say that they leave.
+        settings["stop_tracker_timeout"] = 5
         parameters.settings = settings
         parameters.disk_io_constructor = "posix_disk_io_constructor"
         self._session = lt.session(parameters)
@@ -74,7 +77,7 @@ class Worker:
         if not seed:
             self._file = self._file.with_name(f"cache.{os.getpid()}.{time.monotonic_ns()}")
         parameters = torrent_parameters(
-            self._metainfo, self._file, [seed] * self._metainfo.piece_count, [], seed=seed
+            self._metainfo, self._file, [seed] * self._metainfo.piece_count, [], NO_SITE, seed=seed
         )
         parameters.trackers = [self._tracker]
         self._since, self._wanting = time.monotonic(), not seed

@@ -35,23 +35,81 @@ class SwarmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: str = "0.0.0.0:6881"
     """Host and port for incoming peers; port 0 takes any free one."""
-    connections_max: Count = 500
+    connections_max: Count = 4000
+    """Of all torrents together, each with its own to the same neighbours; 6 KiB and a descriptor each. At the
+    bound new torrents find no peers.
+    """
     alert_queue_max: Count = 10_000
+
+
+class RateSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds in bytes per second; 0: none."""
+
+    download: Bytes = 0
+    upload: Bytes = 0
+
+
+class SiteSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The site of a node: with whom it exchanges data, and how it finds them.
+
+    Without networks there is no site: the node speaks with the seeders that it is told of, and with whoever
+    comes.
+    """
+
+    networks: Annotated[tuple[str, ...], Meta(max_length=1024)] = ()
+    """Networks (CIDR) whose nodes may exchange data with this one. Of all others only the configured seeders
+    and peers are dialled or accepted.
+    """
+    seeders: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
+    """HOST:PORT of the site's seeders."""
+    mirrors: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
+    """URLs of the site's copies of `public/`, in order; they are asked before any other."""
+    trackers: Annotated[tuple[str, ...], Meta(max_length=16)] = ()
+    """URLs of the site's trackers: http://HOST:PORT/announce."""
+    install_method: Literal["torrent", "http"] = "torrent"
+    """`http`: no BitTorrent at all, byte ranges from mirrors only."""
+    local_discovery: bool = True
+    """Find neighbours by multicast on the local network (BEP 14); needs networks."""
+    peer_exchange: bool = True
+    """Let neighbours tell of each other (BEP 11); needs networks."""
+    within: RateSettings = RateSettings()
+    """What all peers of the site together may take."""
+    beyond: RateSettings = RateSettings()
+    """What all peers outside, and mirrors that are not the site's, may take together."""
 
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One cache and its sources."""
 
     swarm: SwarmSettings = SwarmSettings()
+    site: SiteSettings = SiteSettings()
     connect_grace_s: Seconds = 0.15
     """How long a piece waits for a known but unconnected peer before mirrors are asked."""
     hedge_delay_s: Seconds = 0.5
-    """How long a piece that a connected peer was asked for may take before mirrors are asked too."""
+    """How long at most a piece that a peer has may take before mirrors are asked too. Below that it is what
+    nearly all of the last pieces took.
+    """
+    neighbour_wait_s: Annotated[float, Meta(ge=0, le=10)] = 0.25
+    """Twice that at most is waited for a piece that another node of the site may be fetching, before
+    it is fetched from beyond; 0: not at all.
+    """
+    cache_size_max: Bytes = 0
+    """How many bytes of its disk the cache may take; 0: as many as there are. What was read longest ago
+    goes.
+    """
+    free_space_min: Bytes = 0
+    """How many bytes the cache leaves free on its disk for others."""
+    check_rate: Bytes = 100_000_000
+    """Bytes per second that are checked of what earlier starts left, before it is seeded; 0: no bound."""
+    scrub_days: Annotated[float, Meta(ge=0, le=3650)] = 0.0
+    """How often everything in the cache is checked against its checksum, in days; 0: never again."""
     mirror_timeout_s: Seconds = 10.0
     mirror_requests_max: Count = 8
     readahead_pieces_max: Annotated[int, Meta(ge=0, le=4096)] = 32
     frame_cache_bytes_max: Bytes = 12 * 1024 * 1024
     open_files_max: Count = 64
+    pieces_in_memory_max: Count = 64
+    """Pieces kept in memory where the disk has no room for them, or fails."""
     pieces_in_flight_max: Count = 4096
 
 
@@ -133,6 +191,26 @@ class SeedSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tracker: TrackerSettings = TrackerSettings()
 
 
+class BoxSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A site's or region's pull-through seeder: what `torrentfs seed --config` needs besides a mount's."""
+
+    http: str = ""
+    """Host and port of its web server for the site; empty: none."""
+    tracker: TrackerSettings = TrackerSettings()
+
+
+class LdapSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A site's entry in an LDAP directory: settings that come from there."""
+
+    server: str
+    """ldap://HOST[:PORT] or ldaps://…"""
+    base: Annotated[str, Meta(min_length=1, max_length=1024)]
+    """Distinguished name of the site's entry."""
+    attributes: Annotated[dict[str, str], Meta(max_length=64)]
+    """Attribute of the entry by the dotted name of the setting that it gives."""
+    timeout_s: Seconds = 5.0
+
+
 class MountConfiguration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All that one mount daemon is told; the layout of a file in /etc/torrentfs/."""
 
@@ -149,6 +227,8 @@ class MountConfiguration(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     """HOST:PORT of seeders and nodes to ask, besides those that the catalog names."""
     mount: MountSettings = MountSettings()
     node: NodeSettings = NodeSettings()
+    seed: BoxSettings = BoxSettings()
+    ldap: LdapSettings | None = None
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -189,13 +269,15 @@ def format_address(host: str, port: int) -> str:
 Settings = TypeVar("Settings", bound=msgspec.Struct)
 
 
-def convert(values: dict[str, Any], kind: type[Settings], source: str) -> Settings:
+def convert(values: dict[str, Any], kind: type[Settings], source: str, *, strict: bool = True) -> Settings:
     """Return *values* (parsed TOML or JSON) as a *kind*, checked against its bounds.
+
+    Without *strict*, numbers and truth values may be text.
 
     Raises: UsageError: names *source* and the key.
     """
     try:
-        return msgspec.convert(values, kind)
+        return msgspec.convert(values, kind, strict=strict)
     except msgspec.ValidationError as error:
         raise UsageError(f"{source}: {_explain(str(error), kind)}") from None
 
@@ -242,6 +324,14 @@ def load(file: Path, kind: type[Settings]) -> Settings:
 
     Raises: UsageError: names the file, and the key when one is wrong.
     """
+    return convert(parse(file), kind, str(file))
+
+
+def parse(file: Path) -> dict[str, Any]:
+    """Return what TOML *file* itself says, without defaults and unchecked.
+
+    Raises: UsageError: names the file.
+    """
     try:
         with file.open("rb") as stream:
             text = stream.read(CONFIG_LENGTH_MAX + 1)
@@ -250,10 +340,9 @@ def load(file: Path, kind: type[Settings]) -> Settings:
     if len(text) > CONFIG_LENGTH_MAX:
         raise UsageError(f"{file}: longer than {CONFIG_LENGTH_MAX} bytes, so not a configuration file")
     try:
-        values = tomllib.loads(text.decode())
+        return tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: not TOML: {error}") from None
-    return convert(values, kind, str(file))
 
 
 def check_names(configuration: MountConfiguration, source: str) -> None:
@@ -261,18 +350,31 @@ def check_names(configuration: MountConfiguration, source: str) -> None:
 
     Raises: UsageError: names *source* and the key.
     """
-    mirrors = {f"mirrors[{index}]": url for index, url in enumerate(configuration.mirrors)}
-    for key, url in {"repository": configuration.repository, **mirrors}.items():
+    site = configuration.node.site
+    urls = {**_numbered("mirrors", configuration.mirrors), **_numbered("node.site.mirrors", site.mirrors)}
+    for key, url in {"repository": configuration.repository, **urls}.items():
         if not is_url(url) and (url or key != "repository"):
             raise UsageError(
                 f"{source}: {key}: {url!a} is not a repository's URL: write http://…, https://… or file:///…"
             )
-    peers = {f"peers[{index}]": peer for index, peer in enumerate(configuration.peers)}
-    for key, address in {"node.swarm.listen": configuration.node.swarm.listen, **peers}.items():
+    for key, url in _numbered("node.site.trackers", site.trackers).items():
+        if not (is_url(url) and url.startswith("http://")):
+            raise UsageError(
+                f"{source}: {key}: {url!a} is not a tracker's URL: write http://HOST:PORT/announce"
+            )
+    addresses = {"node.swarm.listen": configuration.node.swarm.listen}
+    addresses |= {"seed.http": configuration.seed.http} if configuration.seed.http else {}
+    addresses |= _numbered("peers", configuration.peers) | _numbered("node.site.seeders", site.seeders)
+    networks = _numbered("node.site.networks", site.networks)
+    for key, text in {**addresses, **networks}.items():
         try:
-            parse_address(address)
+            parse_network(text) if key in networks else parse_address(text)
         except UsageError as error:
             raise UsageError(f"{source}: {key}: {error}") from None
+
+
+def _numbered(key: str, values: tuple[str, ...]) -> dict[str, str]:
+    return {f"{key}[{index}]": value for index, value in enumerate(values)}
 
 
 def is_url(text: str) -> bool:

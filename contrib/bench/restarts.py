@@ -37,7 +37,7 @@ class Packages:
     @property
     def names(self) -> list[str]:
         """Return the files that the job reads."""
-        return [f"{path}/work/file-{index}" for path in self.paths for index in range(FILES)]
+        return [f"{path}/payload/file-{index}" for path in self.paths for index in range(FILES)]
 
     @property
     def fresh(self) -> list[str]:

@@ -26,6 +26,7 @@ COMMANDS = {
     "umount": ("torrentfs.cli.umount", "End a mount, and with the last one its daemon."),
     "reload": ("torrentfs.cli.reload", "Replace a mount's server by the version and settings now installed."),
     "refresh": ("torrentfs.cli.refresh", "Make a mount ask for a newer catalog now."),
+    "cache": ("torrentfs.cli.cache", "List, pin, evict, prefetch or verify what a mount's cache holds."),
     "stats": ("torrentfs.cli.stats", "Show what mounts and origins on this machine hold, fetch and serve."),
 }
 """Name to module and one line of help, in the order in which `--help` shows them."""

@@ -20,17 +20,17 @@ Examples:
   torrentfs stats                         (all mounts and origins of this user)
   torrentfs stats /opt/alice --watch
   torrentfs stats /opt/alice --json | jq .bytes
-  torrentfs stats /srv/alice              (a repository that `torrentfs seed` serves)"""
+  torrentfs stats /srv/alice              (a repository that `torrentfs seed` serves, or its cache)"""
 )
-@click.argument("place", metavar="[MOUNTPOINT|REPO]", required=False, type=click.Path(path_type=Path))
+@click.argument("place", metavar="[MOUNTPOINT|REPO|CACHE]", required=False, type=click.Path(path_type=Path))
 @click.option(
-    "--json", "as_json", is_flag=True, help="One object for MOUNTPOINT or REPO; without it a list of them."
+    "--json", "as_json", is_flag=True, help="One object for the one that is named; without it a list of them."
 )
 @click.option("--watch", is_flag=True, help="Show it anew every 2 s until interrupted.")
 def command(place: Path | None, as_json: bool, watch: bool) -> None:
-    """Show what the mount at MOUNTPOINT, or the origin of REPO, holds, fetches and serves.
+    """Show what the mount at MOUNTPOINT, the origin of REPO or the seeder of CACHE holds, fetches, serves.
 
-    By default every mount and every origin of this user on this machine.
+    By default every mount, origin and seeder of this user on this machine.
 
     Bytes are payload as it travels (compressed, without protocol overhead); "read" is what jobs got.
     """
@@ -69,6 +69,8 @@ def _ask(place: Path | None) -> tuple[list[dict[str, Any]], list[ControlError]]:
 
 def _text(record: dict[str, Any]) -> str:
     """Return *record* as people read it."""
+    if "upstream" in record:
+        return _box(record)
     return _origin(record) if "directory" in record else _mount(record)
 
 
@@ -86,6 +88,31 @@ def _origin(record: dict[str, Any]) -> str:
             f"  errors   {record['errors']}",
         )
     )
+
+
+def _box(record: dict[str, Any]) -> str:
+    count, catalog = record["bytes"], record["catalog"]
+    return "\n".join(
+        (
+            f"{record['directory']}: seeder of {record['repository']} from {record['upstream']}, "
+            f"process {record['pid']}",
+            f"  catalog  version {catalog['version']}, confirmed {duration(catalog['age_s'])} ago",
+            f"  bytes    {size(count['from_peers'])} from peers, {size(count['from_mirrors'])} from mirrors, "
+            f"{size(count['uploaded'])} uploaded to peers, {size(count['served'])} sent by HTTP, "
+            f"{size(count['cached'])} in the cache, in {record['torrents']} torrents",
+            *_evicted(count),
+            _peers(record) + (f", http://{record['http']}" if record["http"] else ""),
+            *_sources(record),
+            *_tracker(record),
+            f"  errors   {record['errors']}",
+        )
+    )
+
+
+def _peers(record: dict[str, Any]) -> str:
+    if not record["listen"]:
+        return "  peers    none: no BitTorrent (node.site.install_method)"
+    return f"  peers    {record['peers']} connected, listening on {record['listen']}"
 
 
 def _tracker(record: dict[str, Any]) -> list[str]:
@@ -110,9 +137,11 @@ def _mount(record: dict[str, Any]) -> str:
         f"  bytes    {size(count['from_peers'])} from peers, {size(count['from_mirrors'])} from mirrors, "
         f"{size(count['uploaded'])} uploaded, {size(count['cached'])} in the cache, "
         f"{size(count['read'])} read by jobs",
+        *_evicted(count),
         f"  reads    {reads['waiting']} waiting; waits so far: median {reads['wait_p50_ms']:.1f} ms, "
         f"99 % within {reads['wait_p99_ms']:.1f} ms",
-        f"  peers    {record['peers']} connected, listening on {record['listen']}",
+        _peers(record),
+        *_sources(record),
         *_server(record),
         f"  errors   {record['errors']}",
     ]
@@ -121,6 +150,37 @@ def _mount(record: dict[str, Any]) -> str:
         heads = ("PATH", "REVISION", "SIZE", "CACHED", "", "PEERS", "INFO-HASH")
         lines += [f"  {line}" for line in table(heads, rows, right=(1, 2, 3, 4, 5)).split("\n")]
     return "\n".join(lines)
+
+
+def _evicted(count: dict[str, int]) -> list[str]:
+    """Return what had to leave the cache."""
+    # A daemon of an earlier version does not say.
+    if not count.get("evicted") and not count.get("bypassed"):
+        return []
+    return [
+        f"  cache    {size(count['on_disk'])} on disk; {size(count['evicted'])} evicted, "
+        f"{size(count['refetched'])} of it fetched again; {size(count['bypassed'])} read through memory"
+    ]
+
+
+def _sources(record: dict[str, Any]) -> list[str]:
+    """Return where bytes came from, as far as there is a site, and whom nobody asks for now."""
+    # A daemon of an earlier version does not say.
+    found = record.get("sources")
+    if not found:
+        return []
+    hedges, waits = found["hedges"], found["waits"]
+    lines = [
+        f"  sources  neighbours {size(found['neighbours'])}, site's seeders {size(found['site_seeders'])}, "
+        f"site's mirrors {size(found['site_mirrors'])}, upstream {size(found['upstream'])}, "
+        f"mirrors {size(found['mirrors'])}; {size(found['redundant'])} in vain",
+        f"  waits    {hedges['started']} pieces were late, mirrors brought {hedges['won']} of them; "
+        f"{waits['started']} left to neighbours, who brought {waits['won']}",
+    ]
+    lines += [
+        f"  aside    {one['source']} for {one['seconds']:.0f} s: {one['reason']}" for one in found["aside"]
+    ]
+    return lines
 
 
 def _held(record: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import trio
 
 from torrentfs.daemon import holders, report
+from torrentfs.daemon.caching import Caching
 from torrentfs.daemon.currency import Currency, Show
 from torrentfs.errors import FormatError
 from torrentfs.fuse.filesystem import Filesystem
@@ -49,7 +50,8 @@ class Answers:
 
     def words(self) -> dict[str, Callable[[Any], Awaitable[Any]]]:
         """Return what may be asked."""
-        return {"stats": self.stats, "list": self.list, "refresh": self.refresh}
+        caching = Caching(self._node, self._view, lambda: self._currency.catalog)
+        return {"stats": self.stats, "list": self.list, "refresh": self.refresh, "cache": caching.order}
 
     async def list(self, _: object = None) -> dict[str, Any]:
         """Return the catalog that is shown."""
@@ -75,7 +77,11 @@ class Answers:
             from_peers=node.from_peers,
             from_mirrors=node.from_mirrors,
             uploaded=node.uploaded,
-            cached=sum(torrent.cached for torrent in torrents.values()),
+            cached=node.cached,
+            on_disk=node.used,
+            evicted=node.evicted,
+            refetched=node.refetched,
+            bypassed=node.bypassed,
             read=reads.bytes_read,
             reads_waiting=reads.waiting,
             wait_p50_s=reads.wait_p50_s or 0.0,
@@ -83,6 +89,7 @@ class Answers:
             errors=reads.errors,
             failed_pieces=node.failed_pieces,
             peers=node.peers,
+            sources=node.sources,
         )
         catalog = self._currency.catalog
         packages = [

@@ -28,8 +28,9 @@ class Interrupted(ControlError):
     """The daemon ended, or was ended, before it answered."""
 
 
-def ask(place: Path, what: str, deadline_s: float = ASK_DEADLINE_S) -> Any:
+def ask(place: Path, what: str, deadline_s: float = ASK_DEADLINE_S, given: object = None) -> Any:
     """Return the answer to *what* of the daemon of *place*, a mountpoint or a seeded repository (resolved).
+    *given* is said with it.
 
     A server that dies meanwhile has a successor, which is asked again.
 
@@ -38,7 +39,7 @@ def ask(place: Path, what: str, deadline_s: float = ASK_DEADLINE_S) -> Any:
     deadline = time.monotonic() + deadline_s
     while True:
         try:
-            return ask_once(place, what, max(deadline - time.monotonic(), 0.0))
+            return ask_once(place, what, max(deadline - time.monotonic(), 0.0), given)
         except Interrupted:
             if time.monotonic() > deadline or daemon_pid(place) is None:
                 raise

@@ -5,7 +5,7 @@ Fetching and verifying is `refresh`'s; what a swap means to the tree and the ker
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import trio
 
 from torrentfs.config import MountSettings
 from torrentfs.daemon import refresh
-from torrentfs.errors import DeadlineError, ExpiredError, TorrentfsError, TrustError
+from torrentfs.errors import CacheError, DeadlineError, ExpiredError, TorrentfsError, TrustError
 from torrentfs.node.mirrors import Mirror
 from torrentfs.repository.catalog import Catalog
 
@@ -27,17 +27,33 @@ REFRESH_TIME_MIN_S = 2.0
 CHECK_TIMEOUT_S = 10.0
 """How long the repository may say nothing when it is asked for its timestamp."""
 CLOSE_DEADLINE_S = 1.0
+ASIDE_S = 120.0
+"""How long a mirror that failed comes after all others: waiting for it is what costs."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a catalog comes from: the repository's *url*, its *trust* file, the *directory* that keeps it."""
+    """Where a catalog comes from: the repository's *url*, its *trust* file, the *directory* that keeps it.
+
+    *mirrors* are the URLs to ask, in order; the repository's is one of them.
+    """
 
     url: str
     directory: Path
     trust: Path
+    mirrors: Sequence[str]
+
+
+class _Source:
+    """A mirror that is asked for the catalog; *last_until*: when it is again asked in its turn."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        # One for all checks: making an HTTP client takes longer than the check.
+        self.mirror = Mirror(url, requests_max=1, timeout_s=CHECK_TIMEOUT_S)
+        self.last_until = float("-inf")
 
 
 class Currency:
@@ -48,11 +64,10 @@ class Currency:
 
         *one_at_a_time* is of all mounts that keep what they know in the same directory.
 
-        Raises: UsageError: the URL is not one that can be read.
+        Raises: UsageError: a URL is not one that can be read.
         """
         self._origin = origin
-        # One for all checks: making an HTTP client takes longer than the check.
-        self._mirror = Mirror(origin.url, requests_max=1, timeout_s=CHECK_TIMEOUT_S)
+        self._sources = [_Source(url) for url in origin.mirrors]
         self._settings = settings
         self._one_at_a_time = one_at_a_time
         self._fails = False
@@ -116,7 +131,8 @@ class Currency:
                 await self._check_in_peace(show)
         finally:
             with trio.move_on_after(CLOSE_DEADLINE_S, shield=True):
-                await self._mirror.close()
+                for source in self._sources:
+                    await source.mirror.close()
 
     async def check(self, show: Show) -> bool:
         """Ask for a newer catalog now, *show* it if there is one, and tell whether there was.
@@ -155,21 +171,49 @@ class Currency:
     async def _fetch(self, known: Catalog | None, deadline_s: float) -> Catalog:
         """Return *known* if the repository has nothing newer, else what it has, verified.
 
-        Raises: TrustError, FetchError, DeadlineError.
+        Mirrors are asked one after the other until one has it; each gets its share of the time that is left.
+
+        Raises: TrustError, FormatError, FetchError, DeadlineError: of the first mirror, or the first that
+        nobody may trust. CacheError.
         """
-        origin, deadline = self._origin, trio.current_time() + deadline_s
+        deadline = trio.current_time() + deadline_s
+        sources = sorted(self._sources, key=lambda source: source.last_until > trio.current_time())
+        failures: list[TorrentfsError] = []
+        for left, source in zip(range(len(sources), 0, -1), sources, strict=True):
+            try:
+                catalog = await self._ask(source, known, (deadline - trio.current_time()) / left)
+            except CacheError:
+                raise
+            except TorrentfsError as error:
+                # One that has been left behind, or sends rubbish, is no better than one that is silent.
+                source.last_until = trio.current_time() + ASIDE_S
+                failures.append(error)
+            else:
+                self._confirm()
+                return catalog
+        raise next((error for error in failures if isinstance(error, TrustError)), failures[0])
+
+    async def _ask(self, source: _Source, known: Catalog | None, patience_s: float) -> Catalog:
+        """Return *known* if a mirror has nothing newer, else what it has, verified.
+
+        Raises: TrustError, FormatError, FetchError, DeadlineError, CacheError.
+        """
+        directory, deadline = self._origin.directory, trio.current_time() + patience_s
         try:
             with trio.fail_at(deadline):
-                unchanged = known is not None and await refresh.unchanged(self._mirror, origin.directory)
+                unchanged = known is not None and await refresh.unchanged(source.mirror, directory)
         except trio.TooSlowError:
-            raise DeadlineError(f"{origin.url} did not answer within {deadline_s:g} s") from None
-        if known is None or not unchanged:
-            left_s = max(deadline - trio.current_time(), REFRESH_TIME_MIN_S)
-            known = await refresh.refresh(origin.url, origin.directory, origin.trust, left_s)
+            raise DeadlineError(f"{source.url} did not answer within {patience_s:.3g} s") from None
+        if known is not None and unchanged:
+            return known
+        left_s = max(deadline - trio.current_time(), REFRESH_TIME_MIN_S)
+        return await refresh.refresh(source.url, directory, self._origin.trust, left_s)
+
+    def _confirm(self) -> None:
+        """Note that the catalog is current."""
         # A full disk costs the figure of `stats`, not the mount.
         with suppress(OSError):
             self._confirmation.touch()
-        return known
 
     @property
     def _confirmation(self) -> Path:

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -49,8 +49,17 @@ def start_log(
     ]
     if foreground:
         handlers.append(logging.StreamHandler(sys.stderr))
+    _log_to(handlers)
+    return file
+
+
+def log_to_stderr() -> None:
+    """Log to standard error, and to no file, from now on."""
+    _log_to([logging.StreamHandler(sys.stderr)])
+
+
+def _log_to(handlers: Sequence[logging.Handler]) -> None:
     logging.basicConfig(level=logging.INFO, format=FORMAT, handlers=handlers, force=True)
     # httpx writes a line per request at INFO: thousands in a cold read.
     for chatty in ("httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    return file

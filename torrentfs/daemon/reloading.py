@@ -7,11 +7,12 @@ from typing import Any
 
 from torrentfs.daemon.control_client import Interrupted, ask, ask_once
 from torrentfs.daemon.request import again, decode_all, offers
-from torrentfs.errors import ControlError, MountError
+from torrentfs.errors import ControlError, MountError, TorrentfsError
 
 RELOAD_DEADLINE_S = 120.0
 """Longer than a keeper gives a server to start (60 s), and the one before it to serve on."""
 LOOK_INTERVAL_S = 0.05
+AS_IT_WAS = "the server goes on as it was"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,10 @@ def reload(mountpoint: Path) -> Reloaded:
     """
     before = _server(mountpoint)
     # By the code that is installed now: it knows its settings best.
-    wanted = [again(request) for request in decode_all(before["requests"])]
+    try:
+        wanted = [again(request) for request in decode_all(before["requests"])]
+    except TorrentfsError as error:
+        raise type(error)(f"{AS_IT_WAS}: {error}") from None
     deadline = time.monotonic() + RELOAD_DEADLINE_S
     try:
         ask_once(mountpoint, "reload", RELOAD_DEADLINE_S, offers(wanted))
@@ -44,7 +48,7 @@ def reload(mountpoint: Path) -> Reloaded:
                 raise MountError(f"the server of {mountpoint} died meanwhile, and was started as it was")
             return Reloaded(after["pid"], after["torrentfs"], len(wanted))
         if len(after["refusals"]) > len(before["refusals"]):
-            raise MountError(f"the server goes on as it was: {after['refusals'][-1]}")
+            raise MountError(f"{AS_IT_WAS}: {after['refusals'][-1]}")
         time.sleep(LOOK_INTERVAL_S)
     raise MountError(f"no other server serves {mountpoint} within {RELOAD_DEADLINE_S:g} s")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torrentfs.node import SourceStats
 from torrentfs.repository.catalog import Catalog, Revision, Version
 from torrentfs.repository.metainfo import InfoHash, TorrentRef
 
@@ -28,6 +29,10 @@ class Figures:
     from_mirrors: int
     uploaded: int
     cached: int
+    on_disk: int
+    evicted: int
+    refetched: int
+    bypassed: int
     read: int
     reads_waiting: int
     wait_p50_s: float
@@ -35,6 +40,7 @@ class Figures:
     errors: int
     failed_pieces: int
     peers: int
+    sources: SourceStats
 
 
 NO_TORRENT = Torrent(0, 0)
@@ -83,6 +89,10 @@ def stats(
             "from_mirrors": figures.from_mirrors,
             "uploaded": figures.uploaded,
             "cached": figures.cached,
+            "on_disk": figures.on_disk,
+            "evicted": figures.evicted,
+            "refetched": figures.refetched,
+            "bypassed": figures.bypassed,
             "read": figures.read,
         },
         "reads": {
@@ -93,7 +103,24 @@ def stats(
         "errors": figures.errors,
         "failed_pieces": figures.failed_pieces,
         "peers": figures.peers,
+        "sources": sources(figures.sources),
         "packages": list(packages),
+    }
+
+
+def sources(stats: SourceStats) -> dict[str, Any]:
+    """Return the record of where a node's bytes came from, and whom it does not ask for now."""
+    return {
+        **{
+            name: getattr(stats, name)
+            for name in ("neighbours", "site_seeders", "upstream", "site_mirrors", "mirrors", "redundant")
+        },
+        "hedges": {"started": stats.hedges, "won": stats.hedges_won},
+        "waits": {"started": stats.waits, "won": stats.waits_won},
+        "aside": [
+            {"source": one.source, "reason": one.reason, "seconds": round(one.seconds, 1)}
+            for one in stats.aside
+        ],
     }
 
 

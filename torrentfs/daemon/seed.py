@@ -6,32 +6,28 @@ it, in processes of its own.
 
 import logging
 import os
-import resource
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import trio
 
 from torrentfs import __version__
 from torrentfs.config import (
-    Network,
     SeedSettings,
-    SwarmSettings,
+    SiteSettings,
     format_address,
-    parse_address,
-    parse_network,
 )
 from torrentfs.daemon import claims, control
 from torrentfs.daemon.inventory import Inventory, Offer
 from torrentfs.daemon.lifetime import end_on_signal, first_error
+from torrentfs.daemon.limits import with_room
 from torrentfs.daemon.mountpoint import resolve
+from torrentfs.daemon.tracking import reached, tracked
 from torrentfs.daemon.upkeep import Upkeep, advertised
-from torrentfs.errors import RepositoryError, TorrentfsError, UsageError
+from torrentfs.errors import RepositoryError, TorrentfsError
 from torrentfs.http import PublicFiles, Tracker, application, bind, serve
-from torrentfs.node.names import is_numeric
 from torrentfs.node.swarm import Swarm
 from torrentfs.repository.catalog import Catalog
 from torrentfs.repository.metainfo import InfoHash, PieceIndex, TorrentRef
@@ -43,8 +39,6 @@ OFFERS_AT_ONCE = 32
 """How many torrents are read from disk before they are added."""
 COMMIT_PAUSE_S = 10.0
 """How long until a commit that was due and could not be made is tried again."""
-FILES_MAX = 1 << 16
-"""Open files and sockets of an origin, should the system allow that many."""
 
 Stamp = tuple[int, int, int]
 
@@ -84,14 +78,16 @@ async def seed(
 
     Raises: RepositoryError, ListenError, UsageError.
     """
-    networks = _tracked(settings)
+    networks = tracked(settings.tracker, settings.http, settings.networks)
     origin = Origin(Repository(directory), settings)
     async with trio.open_nursery() as nursery:
         await nursery.start(origin.swarm.run)
         # Both addresses are ours before the catalog names one: what is signed cannot be taken back.
         web = bind(settings.http) if settings.http else None
         if networks:
-            origin.tracker = Tracker(settings.tracker, networks, _reached(settings, origin.swarm.listen))
+            # What is advertised counts, if it is a number.
+            named = (settings.advertise, settings.swarm.listen)
+            origin.tracker = Tracker(settings.tracker, networks, reached(named, origin.swarm.listen))
         await origin.commit_due()
         await origin.look()
         if web is not None:
@@ -106,7 +102,7 @@ class Origin:
     """A repository that is being seeded."""
 
     def __init__(self, repository: Repository, settings: SeedSettings) -> None:
-        self.swarm = Swarm(_with_room(settings.swarm), _Deaf())
+        self.swarm = Swarm(with_room(settings.swarm), SiteSettings(), _Deaf())
         self.files = PublicFiles(repository.public)
         self.http: tuple[str, int] | None = None
         """Where the web server listens."""
@@ -233,47 +229,7 @@ class _Deaf:
 
     def peers_changed(self, info_hash: InfoHash, connected: int) -> None: ...
 
-
-def _tracked(settings: SeedSettings) -> tuple[Network, ...]:
-    """Return the networks that the tracker is to serve; none: there is to be no tracker.
-
-    Raises: UsageError: it could not work.
-    """
-    networks = tuple(map(parse_network, settings.networks))
-    if not settings.tracker.enabled:
-        return ()
-    if not settings.http:
-        raise UsageError(
-            "the tracker answers on the web server: say where that is to listen (--http HOST:PORT)"
-        )
-    if not networks:
-        raise UsageError(
-            "the tracker needs to know whose nodes may find each other: name the site's networks"
-            " (--site 10.0.0.0/8, as often as needed)"
-        )
-    return networks
-
-
-def _reached(settings: SeedSettings, listen: tuple[str, int]) -> tuple[str, int]:
-    """Return where nodes are told to reach our peer; a wildcard: at the address of the web server.
-
-    What is advertised counts if it is a number. *listen* is what the swarm says of itself: for a wildcard,
-    one address of many.
-    """
-    for named in filter(None, (settings.advertise, settings.swarm.listen)):
-        host, port = parse_address(named)
-        if is_numeric(host):
-            return host, port or listen[1]
-    return listen
-
-
-def _with_room(settings: SwarmSettings) -> SwarmSettings:
-    """Return *settings* with as many connections as the system allows: nodes have one for each torrent."""
-    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = FILES_MAX if most == resource.RLIM_INFINITY else min(most, FILES_MAX)
-    if now != resource.RLIM_INFINITY and now < files:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, most))
-    return msgspec.structs.replace(settings, connections_max=max(settings.connections_max, files // 2))
+    def seen(self, info_hash: InfoHash, counts: Sequence[int]) -> None: ...
 
 
 def _stamp(file: Path) -> Stamp:

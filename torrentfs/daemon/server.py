@@ -2,10 +2,8 @@
 
 import logging
 import os
-import resource
 import signal
 import sys
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from torrentfs.daemon.holdings import Holdings
 from torrentfs.daemon.keeping import Keeping, Leave, Resume, Start, Suspend, Word
 from torrentfs.daemon.kept import KeptMount, held_mounts
 from torrentfs.daemon.lifetime import first_of
+from torrentfs.daemon.limits import raise_files
 from torrentfs.daemon.logfile import start_log
 from torrentfs.daemon.programs import server_command
 from torrentfs.daemon.request import CONFIG, in_memory, offers_of
@@ -31,8 +30,6 @@ log = logging.getLogger(__name__)
 
 RESUME_DEADLINE_S = 10.0
 RESUME_INTERVAL_S = 0.1
-FILES_MAX = 1 << 16
-"""Open files and sockets, should the system allow that many: 16 a mount, and peers."""
 
 
 class Server:
@@ -222,9 +219,7 @@ def main() -> int:
     """Be a server: `--keeper DESCRIPTOR`; return the exit code."""
     # Nobody's terminal. Not SIG_IGN, which our children would inherit.
     signal.signal(signal.SIGHUP, lambda *_: None)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, FILES_MAX), hard))
+    raise_files()
     turns = Turns()
     return trio.run(_main, int(sys.argv[2]), turns, instruments=[turns])
 

@@ -16,16 +16,17 @@ import msgspec
 import trio
 
 from torrentfs import __version__
-from torrentfs.config import MountConfiguration, NodeSettings, SwarmSettings, format_address, parse_address
+from torrentfs.config import NodeSettings, SwarmSettings, format_address, parse_address
 from torrentfs.daemon import control, presence
 from torrentfs.daemon.answers import Answers
 from torrentfs.daemon.currency import Currency, Origin
 from torrentfs.daemon.ledger import FileLedger, open_ledger
 from torrentfs.daemon.lifetime import first_error
 from torrentfs.daemon.request import Request
+from torrentfs.daemon.sources import mirror_urls, sources
 from torrentfs.errors import CacheError, ListenError
 from torrentfs.fuse.filesystem import Filesystem
-from torrentfs.node import Node, Sources
+from torrentfs.node import Node
 from torrentfs.repository.catalog import Catalog
 from torrentfs.tree import Changes, Tree
 
@@ -54,7 +55,6 @@ class Front(Protocol):
 class Repositories:
     """What a cache knows of repositories, for all mounts of one process."""
 
-    cache: Path
     _stack: ExitStack
     _open: dict[Path, tuple[FileLedger, trio.Lock]] = field(default_factory=dict)
 
@@ -63,12 +63,22 @@ class Repositories:
 
         Raises: CacheError.
         """
-        configuration, trust = request.configuration, Path(request.configuration.trust)
-        directory = self.cache / "repositories" / request.repository
-        make_directory(directory)
+        origin = origin_of(request)
+        directory = origin.directory
         if directory not in self._open:
             self._open[directory] = self._stack.enter_context(open_ledger(directory / "ledger")), trio.Lock()
-        return Origin(configuration.repository.rstrip("/"), directory, trust), *self._open[directory]
+        return origin, *self._open[directory]
+
+
+def origin_of(request: Request) -> Origin:
+    """Return where the repository of *request* comes from and goes to: a directory that is there.
+
+    Raises: CacheError.
+    """
+    configuration, directory = request.configuration, request.cache / "repositories" / request.repository
+    make_directory(directory)
+    url, mirrors = configuration.repository.rstrip("/"), mirror_urls(configuration)
+    return Origin(url, directory, Path(configuration.trust), mirrors)
 
 
 def make_directory(directory: Path) -> None:
@@ -90,7 +100,7 @@ async def running_node(settings: NodeSettings, cache: Path) -> AsyncIterator[tup
     """
     with ExitStack() as stack:
         async with trio.open_nursery() as nursery:
-            yield await _start_node(nursery, settings, cache), Repositories(cache, stack)
+            yield await _start_node(nursery, settings, cache), Repositories(stack)
             nursery.cancel_scope.cancel()
 
 
@@ -132,7 +142,7 @@ async def serve(
         catalog = await currency.first()
     else:
         currency.resume(catalog)
-    view = place.node.view(_sources(configuration, catalog))
+    view = place.node.view(sources(configuration, catalog))
     tree = Tree(view, ledger, settings.owner, manifest_blocks_max=settings.manifest_blocks_max)
     filesystem = Filesystem(tree, view, settings)
     filesystem.swap(catalog)
@@ -147,7 +157,7 @@ async def serve(
 
         async def show(newer: Catalog) -> None:
             changes = filesystem.swap(newer)
-            view.use(_sources(configuration, newer))
+            view.use(sources(configuration, newer))
             await session.forget(changes)
             shown(newer)
 
@@ -174,20 +184,14 @@ def _identity(place: Place, origin: Origin, session: Session) -> dict[str, objec
     """Return what `stats` says of a mount that never changes while it is served."""
     return {
         "url": origin.url,
-        "listen": format_address(*place.node.listen),
+        # Nowhere, where there is no BitTorrent.
+        "listen": format_address(*place.node.listen) if place.node.listen[1] else None,
         "mountpoint": str(place.request.mountpoint),
         "cache": str(place.request.cache),
         "pid": os.getpid(),
         "torrentfs": __version__,
         "fuse": session.front,
     }
-
-
-def _sources(configuration: MountConfiguration, catalog: Catalog) -> Sources:
-    """Return whom a view may ask: the configuration's mirrors and peers, and the catalog's seeders."""
-    mirrors = (configuration.repository, *configuration.mirrors)
-    peers = dict.fromkeys((*configuration.peers, *catalog.seeders))
-    return Sources(tuple(url.rstrip("/") for url in mirrors), tuple(map(parse_address, peers)))
 
 
 async def _start_node(nursery: trio.Nursery, settings: NodeSettings, cache: Path) -> Node:

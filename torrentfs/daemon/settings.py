@@ -1,4 +1,8 @@
-"""This module joins a mount's settings from file and command line, and checks them before a start."""
+"""This module joins a mount's settings from LDAP, file and command line, and checks them before a start.
+
+What the command line says wins over the file, what the file says over the site's LDAP entry, and that over
+defaults.
+"""
 
 import os
 import stat
@@ -14,8 +18,10 @@ from torrentfs.config import (
     convert,
     find_mount_file,
     load_mount,
+    parse,
     rejected_file,
 )
+from torrentfs.daemon.entry import nested, site_values
 from torrentfs.daemon.mountpoint import resolve
 from torrentfs.errors import MountError, TrustError, UsageError
 
@@ -27,6 +33,8 @@ JOINED = ("peers", "mirrors")
 def complete(mountpoint: Path, file: Path | None, values: dict[str, Any]) -> MountConfiguration:
     """Return the settings for *mountpoint*: those of *file* (or the one that is found), then *values*.
 
+    When they name an LDAP entry, it is asked; see `with_entry`.
+
     Raises: UsageError: something is missing or wrong. TrustError: there is no such root.json.
     """
     place = resolve(mountpoint)
@@ -36,16 +44,54 @@ def complete(mountpoint: Path, file: Path | None, values: dict[str, Any]) -> Mou
     if file:
         # By itself: what is wrong is to be named where it was written.
         check_names(base, str(file))
-    joined = _merge(msgspec.to_builtins(base), values)
-    joined["mountpoint"] = str(place)
-    configuration = convert(joined, MountConfiguration, "command line")
-    check_names(configuration, "command line")
+    configuration = _joined(base, values, place)
     if not configuration.repository or not configuration.trust:
         raise UsageError(f"{mountpoint}: {_what_is_missing(place, file)}")
-    if not configuration.cache:
-        configuration = msgspec.structs.replace(configuration, cache=str(default_cache(place)))
     _check(configuration)
+    if configuration.ldap:
+        told = msgspec.structs.replace(base, ldap=configuration.ldap, cache=configuration.cache)
+        configuration = _joined(with_entry(told, file), values, place)
     return configuration
+
+
+def _joined(base: MountConfiguration, values: dict[str, Any], place: Path) -> MountConfiguration:
+    """Return *base* with *values* of the command line, for a mount at *place*.
+
+    Raises: UsageError.
+    """
+    joined = _merge(msgspec.to_builtins(base), values)
+    joined["mountpoint"] = str(place)
+    joined["cache"] = joined["cache"] or str(default_cache(place))
+    configuration = convert(joined, MountConfiguration, "command line")
+    check_names(configuration, "command line")
+    return configuration
+
+
+def with_entry(configuration: MountConfiguration, file: Path | None) -> MountConfiguration:
+    """Return *configuration*, made of *file*, with what the site's LDAP entry says and *file* does not.
+
+    It waits for the directory, `ldap.timeout_s` at most. The last known values are kept in the cache.
+
+    Raises: UsageError: the settings under `ldap` are wrong.
+    """
+    if configuration.ldap is None:
+        return configuration
+    source = str(file) if file else "command line"
+    found = site_values(configuration.ldap, Path(configuration.cache), source)
+    said = parse(file) if file else {}
+    silent = {name: value for name, value in found.items() if not _says(said, name)}
+    joined = _merge(msgspec.to_builtins(configuration), nested(silent))
+    return convert(joined, MountConfiguration, f"LDAP entry {configuration.ldap.base}")
+
+
+def _says(said: dict[str, Any], name: str) -> bool:
+    """Tell whether *said*, in the shape of a settings file, has the dotted *name*."""
+    found: Any = said
+    for part in name.split("."):
+        if not isinstance(found, dict) or part not in found:
+            return False
+        found = found[part]
+    return True
 
 
 def _what_is_missing(place: Path, file: Path | None) -> str:

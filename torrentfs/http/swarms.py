@@ -76,6 +76,10 @@ class Swarms:
         for key in wanted:
             self._torrents.setdefault(key, _Torrent(False)).is_ours = key in seeded
 
+    def learn(self, key: TorrentKey) -> None:
+        """Serve a torrent, which we seed, besides the others."""
+        self._torrents.setdefault(key, _Torrent(True)).is_ours = True
+
     def announce(
         self, announce: Announce, address: bytes, now: float, seeder: Endpoint | None = None
     ) -> list[Endpoint]:

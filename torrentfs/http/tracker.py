@@ -67,6 +67,10 @@ class Tracker:
         """Serve *torrents*, and no others, from now on; this seeder has all of *seeded*."""
         self._swarms.follow(map(torrent_key, torrents), map(torrent_key, seeded))
 
+    def learn(self, info_hash: InfoHash) -> None:
+        """Serve one torrent more, which this seeder fetches on demand."""
+        self._swarms.learn(torrent_key(info_hash))
+
     def figures(self) -> dict[str, Any]:
         """Return figures for admins."""
         self._swarms.expire(self._clock())

@@ -4,7 +4,7 @@ A `Node` fetches pieces from peers and mirrors, keeps and seeds them; a `View` i
 """
 
 from torrentfs.node.flights import Sources
-from torrentfs.node.node import Node, NodeStats, TorrentStats
+from torrentfs.node.node import Aside, Node, NodeStats, SourceStats, TorrentStats
 from torrentfs.node.view import View
 
-__all__ = ["Node", "NodeStats", "Sources", "TorrentStats", "View"]
+__all__ = ["Aside", "Node", "NodeStats", "SourceStats", "Sources", "TorrentStats", "View"]

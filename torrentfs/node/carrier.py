@@ -78,7 +78,7 @@ class Carrier:
             self._counts.redundant += len(data)
         if torrent.held.states[piece]:
             return
-        torrent.injected.add(piece)
+        torrent.injected[piece] = request.mirror.within
         self._swarm.inject(torrent.metainfo.info_hash, piece, data)
 
 

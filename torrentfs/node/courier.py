@@ -11,14 +11,18 @@ import trio
 from torrentfs.node.carrier import Carrier
 from torrentfs.node.flights import Flight, Request, Torrent, runs
 from torrentfs.node.mirrors import Mirror
+from torrentfs.node.patience import Patience
+from torrentfs.node.seams import Swarm
 from torrentfs.node.tasks import Tasks
-from torrentfs.node.traffic import Traffic
+from torrentfs.node.traffic import Counts, Traffic
 from torrentfs.repository.metainfo import PieceIndex
 
 RANGE_LENGTH_MAX = 4 * 1024 * 1024
 """What one request to a mirror asks for at most."""
 NEXT_MIRROR_AFTER_S = 2.0
 """A mirror that has not brought a piece after so long gets company by the next one."""
+LOOK_S = 0.02
+"""How long to wait for word of who has a piece."""
 SLOW_PEERS_FACTOR = 4
 """Peers that bring *some* piece within each hedge delay are left alone for so many of them."""
 
@@ -26,11 +30,21 @@ SLOW_PEERS_FACTOR = 4
 class Courier:
     """Asks mirrors for flights that are due."""
 
-    def __init__(self, tasks: Tasks, traffic: Traffic, carrier: Carrier, *, hedge_delay_s: float) -> None:
+    def __init__(
+        self,
+        tasks: Tasks,
+        traffic: Traffic,
+        carrier: Carrier,
+        swarm: Swarm,
+        patience: Patience,
+        counts: Counts,
+    ) -> None:
         self._tasks = tasks
         self._traffic = traffic
         self._carrier = carrier
-        self._hedge_delay_s = hedge_delay_s
+        self._swarm = swarm
+        self._patience = patience
+        self._counts = counts
         self._busy: set[Torrent] = set()
 
     def due(self, torrent: Torrent, flight: Flight, due: float) -> None:
@@ -70,11 +84,24 @@ class Courier:
         return self._next_look(torrent, now)
 
     def _is_due(self, torrent: Torrent, flight: Flight, now: float) -> bool:
-        hedge_s = self._hedge_delay_s
         if flight.due > now:
             return False
-        delivering = torrent.connected and now - torrent.last_arrival < hedge_s
-        if delivering and not flight.requests and now - flight.began < SLOW_PEERS_FACTOR * hedge_s:
+        if flight.requests:
+            return True
+        if not torrent.connected:
+            if torrent.grace_s:
+                self._patience.arriving.broken(torrent.grace_until - torrent.grace_s, now)
+                torrent.grace_s = 0.0
+            return True
+        if flight.waited and not flight.looked:
+            # A neighbour may have just got it, and we be getting it.
+            flight.looked = True
+            flight.due = now + LOOK_S
+            self._swarm.look(torrent.metainfo.info_hash)
+            return False
+        hedge_s = self._patience.hedge_s(now)
+        delivering = flight.is_near is not False and now - torrent.last_arrival < hedge_s
+        if delivering and now - flight.asked < SLOW_PEERS_FACTOR * hedge_s:
             flight.due = torrent.last_arrival + hedge_s
             return False
         return True
@@ -85,18 +112,38 @@ class Courier:
         """
         flights = [torrent.flights[piece] for piece in run]
         for mirror in torrent.mirrors:
+            if mirror.ready_at(torrent.metainfo.info_hash) > now:
+                continue
             room = mirror.requests_max if flights[0].urgent else max(1, mirror.requests_max // 2)
-            if mirror.requests >= room or mirror.ready_at(torrent.metainfo.info_hash) > now:
+            if mirror.requests >= room:
+                if mirror.within and now < _patient_until(flights[0]):
+                    return  # a place there comes free soon, and going beyond the site costs others
                 continue
             fresh = [not flight.is_asked_of(mirror) for flight in flights]
             count = fresh.index(False) if False in fresh else len(fresh)
             if count:
                 self._request(torrent, mirror, flights[:count], now)
                 return
+        if torrent.upstream and all(
+            mirror.ready_at(torrent.metainfo.info_hash) > now for mirror in torrent.mirrors
+        ):
+            peers = [peer for peer in torrent.upstream if peer not in torrent.peers]
+            torrent.learn((), peers)
+            torrent.upstream.clear()
+            self._swarm.connect(torrent.metainfo.info_hash, peers)
 
     def _request(self, torrent: Torrent, mirror: Mirror, flights: Sequence[Flight], now: float) -> None:
         request = Request(mirror, [flight.piece for flight in flights])
+        if mirror.within:
+            # It has them once it sends them, and so has a seeder there: both would bring them.
+            self._swarm.unwant(
+                torrent.metainfo.info_hash, [flight.piece for flight in flights if not flight.requests]
+            )
+        self._want(torrent, [flight for flight in flights if flight.requests])
         for flight in flights:
+            if torrent.connected and flight.is_near is not False and not flight.hedged:
+                flight.hedged = True
+                self._counts.hedges += 1
             flight.requests.append(request)
             flight.due = now + NEXT_MIRROR_AFTER_S
         mirror.requests += 1
@@ -104,15 +151,34 @@ class Courier:
 
     async def _carry(self, torrent: Torrent, request: Request) -> None:
         await self._carrier.run(torrent, request)
+        left = [flight for piece in request.run if (flight := torrent.flights.get(piece))]
+        self._want(torrent, [one for one in left if not one.requests and one.piece not in torrent.injected])
         # A place at this mirror is free, perhaps another torrent's turn.
         for other in self._busy:
             other.wake.set()
+
+    def _want(self, torrent: Torrent, flights: Sequence[Flight]) -> None:
+        """Have peers bring what a mirror is late with, or did not bring."""
+        for urgent in (True, False):
+            pieces = [flight.piece for flight in flights if flight.urgent is urgent]
+            if pieces:
+                self._swarm.want(torrent.metainfo.info_hash, pieces, urgent=urgent)
 
     def _next_look(self, torrent: Torrent, now: float) -> float:
         """Return the next time at which anything can be done: a slot that comes free wakes the
         courier besides.
         """
-        waiting = [flight.due for flight in torrent.flights.values() if flight.due > now]
+        waiting = [
+            at
+            for flight in torrent.flights.values()
+            for at in (flight.due, _patient_until(flight))
+            if at > now
+        ]
         expiring = [flight.expires for flight in torrent.flights.values() if not flight.readers]
         ready = [mirror.ready_at(torrent.metainfo.info_hash) for mirror in torrent.mirrors]
         return min([*waiting, *expiring, *(at for at in ready if at > now)], default=float("inf"))
+
+
+def _patient_until(flight: Flight) -> float:
+    """Return until when a mirror of the site that has much to do is waited for."""
+    return flight.asked + NEXT_MIRROR_AFTER_S

@@ -13,10 +13,15 @@ from collections.abc import Callable, Iterable, Sequence
 import trio
 
 from torrentfs.config import NodeSettings
-from torrentfs.errors import CacheError, DeadlineError
+from torrentfs.errors import CacheError, DeadlineError, TorrentfsError
+from torrentfs.node.bypass import Bypass
 from torrentfs.node.carrier import INJECT_PATIENCE_S, Carrier
 from torrentfs.node.courier import Courier
 from torrentfs.node.flights import Flight, Sources, Torrent
+from torrentfs.node.held import ON_DISK
+from torrentfs.node.lookup import Lookup
+from torrentfs.node.patience import Patience
+from torrentfs.node.room import Room
 from torrentfs.node.seams import Swarm, SwarmEvents
 from torrentfs.node.store import Store
 from torrentfs.node.tasks import Tasks
@@ -35,6 +40,10 @@ EXPECTED_KEEP_S = 60.0
 RESUME_KEEP_S = 5.0
 """How long to try to seed a torrent again that nobody asked for."""
 CLOSE_DEADLINE_S = 1.0
+SITE_MIRROR_FETCHERS = 4
+"""So many nodes ask a mirror of the site for the same piece at once: more of them would be its bottleneck."""
+BRINGS_MAX, BRING_LENGTH, BRING_DEADLINE_S = 4, 4 * 1024 * 1024, 120.0
+"""How many torrents are prefetched at a time, in what steps, and how long such a step may take."""
 ENSURE_PIECES_MAX = 16
 """Pieces that one reader has under way at a time."""
 
@@ -48,13 +57,24 @@ class Fetcher:
         self.counts = Counts()
         self.swarm = make_swarm(self)
         self.waiting = 0
+        self.coming: set[InfoHash] = set()
+        """Torrents that are to come whole."""
+        self._bringing = trio.CapacityLimiter(BRINGS_MAX)
         self._settings = settings
         self._store = store
         self._tasks = Tasks()
-        self.torrents = Torrents(settings, store, self.swarm, self._tasks)
+        self._patience = Patience(
+            hedge_max_s=settings.hedge_delay_s,
+            spread_max_s=settings.neighbour_wait_s,
+            connect_grace_s=settings.connect_grace_s,
+        )
+        self.torrents = Torrents(settings, store, self.swarm, self._tasks, self._patience)
+        self.lookup = Lookup(store, self.torrents, self._tasks)
         self._traffic = Traffic(self.swarm, settings.pieces_in_flight_max)
+        self._bypass = Bypass(store, self.counts)
+        self.room = Room(settings, store, self.torrents, self._traffic)
         carrier = Carrier(self.swarm, self.counts)
-        self._courier = Courier(self._tasks, self._traffic, carrier, hedge_delay_s=settings.hedge_delay_s)
+        self._courier = Courier(self._tasks, self._traffic, carrier, self.swarm, self._patience, self.counts)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Fetch until cancelled."""
@@ -78,8 +98,15 @@ class Fetcher:
         try:
             with trio.fail_at(deadline):
                 torrent = await self.torrents.opened(missing.ref, sources)
-                while pieces := torrent.held.missing(missing.offset, missing.length):
-                    await self._land(torrent, pieces[:ENSURE_PIECES_MAX])
+                torrent.users += 1
+                try:
+                    while pieces := torrent.held.missing(missing.offset, missing.length):
+                        try:
+                            await self._land(torrent, pieces[:ENSURE_PIECES_MAX])
+                        except CacheError as error:
+                            await self._bypass.bring(torrent, pieces[0], error)
+                finally:
+                    torrent.users -= 1
         except trio.TooSlowError:
             why = self._why(missing.ref, sources)
             raise DeadlineError(f"{missing} did not come in time: {why}") from None
@@ -105,7 +132,26 @@ class Fetcher:
         self._tasks.soon(self._ask_ahead, torrent, list(pieces))
 
     def _ask_ahead(self, torrent: Torrent, pieces: Sequence[PieceIndex]) -> None:
-        self._ask(torrent, pieces[: self._traffic.room_ahead], urgent=False)
+        if self.torrents.get(torrent.metainfo.info_hash) is torrent:  # else it has left meanwhile
+            fitting = self.room.fits(torrent, pieces[: self._traffic.room_ahead])
+            self._ask(torrent, fitting, urgent=False)
+
+    def bring(self, ref: TorrentRef, sources: Sources) -> None:
+        """Fetch all of a torrent, in the background, if nobody does already."""
+        if ref.info_hash not in self.coming:
+            self.coming.add(ref.info_hash)
+            self._tasks.start(self._bring, ref, sources)
+
+    async def _bring(self, ref: TorrentRef, sources: Sources) -> None:
+        try:
+            async with self._bringing:
+                for offset in range(0, ref.length, BRING_LENGTH):
+                    part = NotCached(ref, offset, min(BRING_LENGTH, ref.length - offset))
+                    await self.ensure(part, sources, trio.current_time() + BRING_DEADLINE_S)
+        except TorrentfsError as error:
+            _LOG.warning("a prefetch was given up: %s", error)
+        finally:
+            self.coming.discard(ref.info_hash)
 
     async def resume(self, ref: TorrentRef) -> None:
         """Seed what the cache holds of a torrent, if its metainfo is there too."""
@@ -122,12 +168,14 @@ class Fetcher:
         torrent = self.torrents.get(info_hash)
         if torrent is None:
             return
-        fresh = [piece for piece in pieces if not torrent.held.states[piece]]
+        fresh = [piece for piece in pieces if torrent.held.states[piece] not in ON_DISK]
         error = self._claim(torrent, fresh)
         if error is None:
             self.counts.arrived(torrent, fresh)
+            for piece in fresh:
+                self._learn(torrent, piece)
         for piece in pieces:
-            torrent.injected.discard(piece)
+            torrent.injected.pop(piece, None)
             self._traffic.end(torrent, piece, error)
 
     def piece_failed(self, info_hash: InfoHash, piece: PieceIndex) -> None:
@@ -136,7 +184,7 @@ class Fetcher:
         torrent = self.torrents.get(info_hash)
         if torrent is None:
             return
-        torrent.injected.discard(piece)
+        torrent.injected.pop(piece, None)
         flight = torrent.flights.get(piece)
         if flight is not None:
             self._courier.due(torrent, flight, trio.current_time())
@@ -160,24 +208,29 @@ class Fetcher:
         before, torrent.connected = torrent.connected, connected
         if (before > 0) == (connected > 0):
             return
+        if connected:
+            self._patience.arriving.kept()
+            self.swarm.look(info_hash)
         for flight in torrent.flights.values():
             if not flight.requests:
                 self._courier.due(torrent, flight, self._first_due(torrent, flight.piece, flight.urgent))
 
-    # Flights
+    def seen(self, info_hash: InfoHash, counts: Sequence[int]) -> None:
+        """Go outside at once for what no connected peer has, unless that is a neighbour's to do."""
+        torrent = self.torrents.get(info_hash)
+        if torrent is None:
+            return
+        now = trio.current_time()
+        for piece, flight in torrent.flights.items():
+            if not flight.requests and piece not in torrent.injected and piece < len(counts):
+                self._weigh(torrent, flight, counts[piece] > 0, now)
 
-    def _repair(self, torrent: Torrent) -> None:
-        """Tell the swarm which pieces are gone. It forgets its connections over that: peers get a
-        new grace.
-        """
-        lost, torrent.held.lost = torrent.held.lost, []
-        torrent.injected.difference_update(lost)
-        torrent.grace_until = trio.current_time() + self._settings.connect_grace_s
-        self.swarm.drop(torrent.metainfo.info_hash, lost)
+    # Flights
 
     async def _land(self, torrent: Torrent, pieces: Sequence[PieceIndex]) -> None:
         """Wait for pieces; whoever leaves last, cancelled or not, leaves nothing behind."""
         await self._traffic.room()
+        await self.room.take(torrent, pieces)
         flights = self._ask(torrent, pieces, urgent=True)
         for flight in flights:
             flight.readers += 1
@@ -196,7 +249,7 @@ class Fetcher:
     def _ask(self, torrent: Torrent, pieces: Sequence[PieceIndex], *, urgent: bool) -> list[Flight]:
         """Have those pieces that are not here on their way, urgently or not; tell the swarm of new ones."""
         if torrent.held.lost:
-            self._repair(torrent)
+            self.torrents.repair(torrent)
         flights, asked = [], []
         for piece in pieces:
             if torrent.held.states[piece]:
@@ -208,13 +261,19 @@ class Fetcher:
                 asked.append(piece)
             elif urgent and not flight.urgent:
                 flight.urgent = True
-                asked.append(piece)
-                if all(request.is_late_for(piece) for request in flight.requests):
+                flight.asked = trio.current_time()
+                flight.is_near = None
+                is_late = all(request.is_late_for(piece) for request in flight.requests)
+                if is_late or not any(request.mirror.within for request in flight.requests):
+                    asked.append(piece)
+                if is_late:
                     due = min(flight.due, self._first_due(torrent, piece, urgent=True))
                     self._courier.due(torrent, flight, due)
             flights.append(flight)
         if asked:
             self.swarm.want(torrent.metainfo.info_hash, asked, urgent=urgent)
+            if torrent.connected:
+                self.swarm.look(torrent.metainfo.info_hash)
         return flights
 
     def _first_due(self, torrent: Torrent, piece: PieceIndex, urgent: bool) -> float:
@@ -223,8 +282,58 @@ class Fetcher:
         if piece in torrent.injected:
             return now + INJECT_PATIENCE_S
         if torrent.connected:
-            return now + (self._settings.hedge_delay_s if urgent else READAHEAD_PATIENCE_S)
-        return max(now, torrent.grace_until) if torrent.peers else now
+            return now + (self._patience.hedge_s(now) if urgent else READAHEAD_PATIENCE_S)
+        return max(now, torrent.grace_until)
+
+    def _weigh(self, torrent: Torrent, flight: Flight, is_near: bool, now: float) -> None:
+        """Set when mirrors are asked for a flight, now that it is known whether a connected peer has it."""
+        if is_near:
+            if flight.is_near is False and flight.urgent:
+                # Somebody was waited for, and has it by now.
+                self._courier.due(torrent, flight, now + self._patience.hedge_s(now))
+            flight.is_near = True
+            return
+        if flight.is_near is not False:
+            flight.is_near = False
+            wait_s = self._neighbours_time(torrent, flight, now)
+            if wait_s and flight.urgent and not flight.waited:
+                flight.waited = True
+                self.counts.waits += 1
+            if flight.urgent or not wait_s:
+                self._courier.due(torrent, flight, now + wait_s)
+        elif flight.looked:
+            self._courier.due(torrent, flight, now)
+
+    def _neighbours_time(self, torrent: Torrent, flight: Flight, now: float) -> float:
+        """Return how long a neighbour gets to fetch what nobody here has."""
+        if not self._settings.neighbour_wait_s:
+            return 0.0
+        info_hash = torrent.metainfo.info_hash
+        own, others = self.swarm.company(info_hash)
+        at_once = SITE_MIRROR_FETCHERS if torrent.has_site_mirror(now) else 1
+        return self._patience.spread_s(info_hash, flight.piece, own, others, now, at_once=at_once)
+
+    def _learn(self, torrent: Torrent, piece: PieceIndex) -> None:
+        """Learn from a piece that has come how long the next ones may take."""
+        flight, now = torrent.flights.get(piece), trio.current_time()
+        is_injected = piece in torrent.injected
+        if not is_injected:
+            torrent.last_arrival = now
+            self._patience.peers.kept()
+        if flight is None or not flight.urgent:
+            return
+        if not is_injected:
+            if flight.waited:
+                self._patience.neighbours.kept()
+            elif flight.is_near:
+                self._patience.hedge.took(now - flight.asked)
+            return
+        if flight.hedged and torrent.last_arrival < flight.asked:
+            self._patience.peers.broken(flight.asked, now)
+        if flight.waited:
+            self._patience.neighbours.broken(flight.asked, now)
+        elif flight.is_near is False or not torrent.connected:
+            self._patience.fetched(now - flight.asked)
 
     def _claim(self, torrent: Torrent, pieces: Sequence[PieceIndex]) -> CacheError | None:
         try:

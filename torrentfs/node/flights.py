@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import trio
 
 from torrentfs.errors import CacheError
+from torrentfs.node.held import Held
 from torrentfs.node.mirrors import Mirror
 from torrentfs.node.prefetch import Prefetch
-from torrentfs.node.store import Held
 from torrentfs.repository.metainfo import Metainfo, PieceIndex
 
 Peer = tuple[str, int]
@@ -29,6 +29,8 @@ class Sources:
 
     mirrors: tuple[str, ...] = ()
     peers: tuple[Peer, ...] = ()
+    upstream: tuple[Peer, ...] = ()
+    """Peers beyond the site, for when no mirror works: all nodes would fetch from them alike."""
 
 
 class Request:
@@ -56,14 +58,37 @@ class Request:
 
 class Flight:
     """A piece on its way. Times are trio's: `due` is when the next source is asked, `expires` when it is
-    given up
-    unless somebody waits for it."""
+    given up unless somebody waits for it.
+    """
 
-    __slots__ = ("began", "due", "error", "expires", "landed", "piece", "readers", "requests", "urgent")
+    __slots__ = (
+        "asked",
+        "due",
+        "error",
+        "expires",
+        "hedged",
+        "is_near",
+        "landed",
+        "looked",
+        "piece",
+        "readers",
+        "requests",
+        "urgent",
+        "waited",
+    )
 
     def __init__(self, piece: PieceIndex, *, began: float, expires: float, urgent: bool) -> None:
         self.piece = piece
-        self.began = began
+        self.asked = began
+        """Since when somebody waits for it, or at least wants it."""
+        self.is_near: bool | None = None
+        """Whether a connected peer has it; None: not known yet."""
+        self.waited = False
+        """Whether a neighbour was given time to fetch it."""
+        self.looked = False
+        """Whether it was looked once more, after that, who has it."""
+        self.hedged = False
+        """Whether mirrors were asked for what a peer has."""
         self.due = float("inf")
         self.expires = expires
         self.urgent = urgent
@@ -88,14 +113,32 @@ class Torrent:
         self.prefetch = Prefetch(held.piece_length, held.piece_count, readahead_pieces_max)
         self.mirrors: list[Mirror] = []
         self.peers: dict[Peer, None] = {}
+        self.upstream: dict[Peer, None] = {}
+        """Peers to turn to when no mirror helps."""
         self.connected = 0
+        self.users = 0
+        """Tasks that are about to ask for pieces."""
         self.grace_until = 0.0
+        self.grace_s = 0.0
+        """How long connections were given to come about; 0 once it is known whether they did."""
         self.last_arrival = float("-inf")
         self.flights: dict[PieceIndex, Flight] = {}
-        self.injected: set[PieceIndex] = set()
-        """Pieces given to the swarm that it has not said anything of."""
+        self.injected: dict[PieceIndex, bool] = {}
+        """Pieces given to the swarm that it has not said anything of, and whether a mirror of the site
+        sent them.
+        """
         self.wake = trio.Event()
         self.wakes_at = float("inf")
+
+    def give_grace(self, now: float, seconds: float) -> None:
+        """Wait *seconds* for connections before mirrors are asked."""
+        self.grace_until, self.grace_s = now + seconds, seconds
+
+    def has_site_mirror(self, now: float) -> bool:
+        """Tell whether a mirror of the site may be asked: going there costs nobody outside anything."""
+        return any(
+            mirror.within and mirror.ready_at(self.metainfo.info_hash) <= now for mirror in self.mirrors
+        )
 
     def learn(self, mirrors: Iterable[Mirror], peers: Iterable[Peer]) -> list[Peer]:
         """Add sources, as many as a torrent may have; return the peers that are new.

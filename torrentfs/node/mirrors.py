@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from torrentfs.errors import FetchError, UsageError
+from torrentfs.node.rates import Rate
 from torrentfs.repository.metainfo import InfoHash
 
 if TYPE_CHECKING:
@@ -57,14 +58,23 @@ class Mirror:
     """One mirror: its base URL, how many requests it has, whether it is put aside."""
 
     def __init__(
-        self, base: str, *, requests_max: int, timeout_s: float, clock: Clock = trio.current_time
+        self,
+        base: str,
+        *,
+        requests_max: int,
+        timeout_s: float,
+        within: bool = False,
+        rate: Rate | None = None,
+        clock: Clock = trio.current_time,
     ) -> None:
-        """Prepare a mirror at *base*, http(s):// or file://.
+        """Prepare a mirror at *base*, http(s):// or file://; *within* the site or not, with a *rate*.
 
         Raises:
             UsageError: another kind of URL.
         """
         self.base = base.rstrip("/") + "/"
+        self.within = within
+        self._rate = rate or Rate(0)
         self.requests = 0
         self.requests_max = requests_max
         self._timeout_s = timeout_s
@@ -87,6 +97,12 @@ class Mirror:
         return next(
             (f"{self.base}: {pause.reason}" for pause in self._pauses_of(info_hash) if pause.reason), ""
         )
+
+    def aside(self) -> tuple[str, str, float] | None:
+        """Return base URL, reason and seconds left of a mirror that is put aside, for all torrents."""
+        pause = self._pauses.get(None)
+        left_s = pause.until - self._clock() if pause else 0.0
+        return (self.base, pause.reason, left_s) if pause and left_s > 0 else None
 
     def is_news(self, error: MirrorError, info_hash: InfoHash) -> bool:
         """Tell whether *error* is another than it is put aside for already."""
@@ -128,6 +144,7 @@ class Mirror:
                 if len(chunk) > left:
                     raise MirrorError("sent more than was asked for")
                 left -= len(chunk)
+                await self._rate.take(len(chunk))
                 yield chunk
         if left:
             raise MirrorError("the answer ended early")

@@ -1,7 +1,7 @@
 """This module builds a node: one cache, one swarm, one fetcher, for any number of mounts and repositories."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import trio
 
 from torrentfs.config import NodeSettings
 from torrentfs.errors import CacheError
+from torrentfs.node.checker import Checker
 from torrentfs.node.fetch import Fetcher
 from torrentfs.node.flights import Sources
 from torrentfs.node.frames import FrameCache
@@ -34,10 +35,46 @@ class TorrentStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Aside:
+    """A source that is not asked for *seconds* more, and why."""
+
+    source: str
+    reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStats:
+    """Payload bytes since the start by who sent them, and what waiting for neighbours came to."""
+
+    neighbours: int
+    site_seeders: int
+    upstream: int
+    site_mirrors: int
+    mirrors: int
+    redundant: int
+    """Bytes that came twice, or were wrong."""
+    hedges: int
+    """Pieces that a peer was late with, so that a mirror was asked too."""
+    hedges_won: int
+    waits: int
+    """Pieces that a neighbour was given time to fetch from outside."""
+    waits_won: int
+    aside: tuple[Aside, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NodeStats:
     """Payload bytes since the start (`cached`: now, whoever brought them), and what went wrong."""
 
     cached: int
+    used: int
+    """Bytes of the disk that the cache takes, metainfo and state too."""
+    evicted: int
+    refetched: int
+    """Bytes that were evicted, and of those what came again."""
+    bypassed: int
+    """Bytes that came into memory only: the disk has no room, or fails."""
     from_peers: int
     from_mirrors: int
     redundant: int
@@ -47,6 +84,7 @@ class NodeStats:
     failed_pieces: int
     damaged_pieces: int
     cache_errors: int
+    sources: SourceStats
 
 
 class Node:
@@ -63,12 +101,17 @@ class Node:
         Raises:
             CacheError: another daemon uses it, or the disk refuses.
         """
-        self._store = Store(directory, open_files_max=settings.open_files_max)
+        self._store = Store(
+            directory,
+            open_files_max=settings.open_files_max,
+            pieces_in_memory_max=settings.pieces_in_memory_max,
+        )
         try:
             self._fetcher = Fetcher(settings, self._store, make_swarm or _swarm_maker(settings))
         except BaseException:
             self._store.close()
             raise
+        self._checker = Checker(settings, self._store, self._fetcher.torrents, self._fetcher.resume)
         self._frames = FrameCache(settings.frame_cache_bytes_max)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -79,7 +122,8 @@ class Node:
                 await nursery.start(self._fetcher.swarm.run)
                 task_status.started()
                 nursery.start_soon(self._keep_state)
-                await self._resume()
+                nursery.start_soon(self._fetcher.room.tidy)
+                await self._checker.run()
         finally:
             self._store.close()
 
@@ -109,14 +153,52 @@ class Node:
             for held in self._store.all()
         ]
 
+    def holdings(self) -> dict[InfoHash, int]:
+        """Return how many bytes of each torrent are here."""
+        return {held.ref.info_hash: held.cached for held in self._store.all()}
+
+    def pins(self) -> Collection[str]:
+        """Return the labels under which something is pinned."""
+        return self._store.pins
+
+    def pin(self, label: str, info_hashes: Iterable[InfoHash]) -> None:
+        """Have torrents stay in the cache, here or not yet, in place of what *label* stood for.
+
+        Raises: CacheError.
+        """
+        self._store.pin(label, info_hashes)
+
+    def unpin(self, label: str) -> None:
+        """Take `pin` back. Raises: CacheError."""
+        self._store.pin(label, ())
+
+    async def evict(self, info_hashes: Collection[InfoHash]) -> None:
+        """Have torrents go, but for what is pinned or under way. Raises: CacheError."""
+        await self._fetcher.room.evict(info_hashes)
+
+    async def verify(self, info_hashes: Collection[InfoHash]) -> dict[InfoHash, int]:
+        """Check what the cache holds of torrents; return how many damaged pieces each lost.
+
+        Raises: CacheError.
+        """
+        return await self._checker.verify(info_hashes)
+
+    def capacity(self) -> float:
+        """Return how many bytes the cache could hold if all that may go went."""
+        return self._fetcher.room.capacity()
+
     async def stats(self) -> NodeStats:
         """Return the node's figures."""
         counts = self._fetcher.counts
         swarm = await self._fetcher.swarm.counters()
         return NodeStats(
-            cached=sum(held.cached for held in self._store.all()),
+            cached=self._store.cached,
+            used=self._store.used,
+            evicted=self._store.evicted_bytes,
+            refetched=self._store.refetched_bytes,
+            bypassed=counts.bypassed,
             from_peers=counts.from_peers,
-            from_mirrors=counts.from_mirrors,
+            from_mirrors=counts.from_mirrors + counts.from_site_mirrors,
             redundant=counts.redundant + swarm.redundant,
             uploaded=swarm.uploaded,
             waiting=self._fetcher.waiting,
@@ -124,13 +206,24 @@ class Node:
             failed_pieces=counts.failed_pieces,
             damaged_pieces=self._store.mismatches,
             cache_errors=counts.cache_errors,
+            sources=self._sources(counts.redundant + swarm.redundant),
         )
 
-    async def _resume(self) -> None:
-        """Seed again what the cache holds, one torrent after the other: readers come first."""
-        for held in self._store.all():
-            if held.cached:
-                await self._fetcher.resume(held.ref)
+    def _sources(self, redundant: int) -> SourceStats:
+        counts, received = self._fetcher.counts, self._fetcher.swarm.received()
+        return SourceStats(
+            neighbours=received.get("neighbour", 0),
+            site_seeders=received.get("site_seeder", 0),
+            upstream=received.get("upstream", 0),
+            site_mirrors=counts.from_site_mirrors,
+            mirrors=counts.from_mirrors,
+            redundant=redundant,
+            hedges=counts.hedges,
+            hedges_won=counts.hedges_won,
+            waits=counts.waits,
+            waits_won=counts.waits_won,
+            aside=tuple(Aside(*one) for one in self._fetcher.torrents.aside()),
+        )
 
     async def _keep_state(self) -> None:
         while True:
@@ -146,6 +239,6 @@ def _swarm_maker(settings: NodeSettings) -> Callable[[SwarmEvents], Swarm]:
     def make(events: SwarmEvents) -> Swarm:
         from torrentfs.node.swarm import Swarm as LibtorrentSwarm
 
-        return LibtorrentSwarm(settings.swarm, events)
+        return LibtorrentSwarm(settings.swarm, settings.site, events)
 
     return make

@@ -1,6 +1,6 @@
 """This module says what the fetcher and the swarm expect of each other; neither imports the other."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,9 @@ class SwarmEvents(Protocol):
 
     def peers_changed(self, info_hash: InfoHash, connected: int) -> None:
         """So many peers that can serve are connected now."""
+
+    def seen(self, info_hash: InfoHash, counts: Sequence[int]) -> None:
+        """So many connected peers have each piece: the answer to `Swarm.look`."""
 
 
 class Counters(Protocol):
@@ -54,6 +57,15 @@ class Swarm(Protocol):
     def connected(self, info_hash: InfoHash) -> int:
         """Return how many peers that can serve are connected; 0 of an unknown torrent."""
 
+    def look(self, info_hash: InfoHash) -> None:
+        """Ask who has what; the answer comes soon (`SwarmEvents.seen`)."""
+
+    def company(self, info_hash: InfoHash) -> tuple[str, frozenset[str]]:
+        """Return our own IP address, as peers see it, and those of connected nodes of our site."""
+
+    def received(self) -> Mapping[str, int]:
+        """Return payload bytes by the kind of peer that sent them: neighbour, site_seeder, upstream."""
+
     async def counters(self) -> Counters:
         """Return the session's figures."""
 
@@ -66,11 +78,17 @@ class Swarm(Protocol):
     ) -> None:
         """Take part in a torrent whose data lies in *file*, of which we *have* some pieces."""
 
+    def remove(self, info_hash: InfoHash) -> None:
+        """Leave a torrent; its file stays."""
+
     def connect(self, info_hash: InfoHash, peers: Iterable[tuple[str, int]]) -> None:
         """Connect to more peers."""
 
     def drop(self, info_hash: InfoHash, pieces: Collection[PieceIndex]) -> None:
         """Believe no longer that we have pieces; what is wanted stays wanted."""
+
+    def reveal(self, info_hash: InfoHash, have: Sequence[bool]) -> bool:
+        """Believe that we *have* pieces too; return whether that is news, and connections were broken."""
 
     def want(self, info_hash: InfoHash, pieces: Sequence[PieceIndex], *, urgent: bool) -> None:
         """Ask peers for pieces."""

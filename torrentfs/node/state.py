@@ -17,7 +17,9 @@ from torrentfs.repository.metainfo import InfoHash, Kind, PieceIndex, TorrentRef
 
 _LOG = logging.getLogger(__name__)
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+BLOCK = 512
+"""What st_blocks counts in (inode(7))."""
 DIGEST_LENGTH = 16
 """xxh3_128."""
 
@@ -36,18 +38,30 @@ CREATE TABLE pieces (
     digest BLOB NOT NULL CHECK (length(digest) = {DIGEST_LENGTH}),
     PRIMARY KEY (torrent, piece)
 ) WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""
+_PINS = f"""
+CREATE TABLE pins (
+    label TEXT NOT NULL,
+    info_hash BLOB NOT NULL CHECK (length(info_hash) = 32),
+    PRIMARY KEY (label, info_hash)
+) WITHOUT ROWID;
 PRAGMA user_version = {STATE_VERSION};
 """
+"""What version 2 has besides."""
 
 
 @dataclass(frozen=True, slots=True)
 class TorrentRow:
-    """A torrent that the cache knows: *number* is its key here, *cached* the bytes of the pieces it holds."""
+    """A torrent that the cache knows: *number* is its key here, *cached* the bytes of the pieces it holds,
+    *used_s* when it was last read, in Unix seconds.
+    """
 
     number: int
     ref: TorrentRef
     piece_length: int
     cached: int
+    used_s: int
 
 
 class State:
@@ -71,6 +85,15 @@ class State:
                 self._connection, self.rows = _open(path)
         except (sqlite3.Error, OSError) as error:
             raise CacheError(f"cannot use {path}: {error}") from error
+
+    @property
+    def length(self) -> int:
+        """Bytes of the disk that the database and its log take."""
+        length = 0
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                length += BLOCK * Path(f"{self._path}{suffix}").stat().st_blocks
+        return length
 
     def pieces(self, number: int) -> list[tuple[PieceIndex, bytes]]:
         """Return the pieces held of a torrent, with their checksums."""
@@ -105,6 +128,24 @@ class State:
             "UPDATE torrents SET used = ? WHERE number = ?", [(when, number) for number, when in uses]
         )
 
+    def remove(self, number: int) -> None:
+        """Forget a torrent and its pieces, in one transaction."""
+        with self._translated(), self._transaction():
+            for query in ("DELETE FROM pieces WHERE torrent = ?", "DELETE FROM torrents WHERE number = ?"):
+                self._connection.execute(query, (number,))
+
+    def pins(self) -> list[tuple[str, InfoHash]]:
+        """Return what is pinned, and under which label."""
+        with self._translated():
+            return self._connection.execute("SELECT label, info_hash FROM pins").fetchall()
+
+    def pin(self, label: str, info_hashes: Iterable[InfoHash]) -> None:
+        """Pin torrents under *label*, in place of what was."""
+        with self._translated(), self._transaction():
+            self._connection.execute("DELETE FROM pins WHERE label = ?", (label,))
+            rows = [(label, info_hash) for info_hash in info_hashes]
+            self._connection.executemany("INSERT OR IGNORE INTO pins VALUES (?, ?)", rows)
+
     def checkpoint(self) -> None:
         """Move the log into the database. Waits for the disk, hence for a thread; claims go on meanwhile."""
         with self._translated(), contextlib.closing(_connect(self._path)) as connection:
@@ -116,15 +157,19 @@ class State:
             self._connection.close()
 
     def _transact(self, query: str, rows: Sequence[tuple[object, ...]]) -> None:
-        with self._translated():
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                self._connection.executemany(query, rows)
-                self._connection.execute("COMMIT")
-            except sqlite3.Error:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+        with self._translated(), self._transaction():
+            self._connection.executemany(query, rows)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except sqlite3.Error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -148,8 +193,9 @@ def _open(path: Path) -> tuple[sqlite3.Connection, list[TorrentRow]]:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+        if version in {0, 1}:
+            schema = _PINS if version == 1 else _SCHEMA + _PINS
+            connection.executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
         elif version != STATE_VERSION:
             raise CacheError(
                 f"{path} is of version {version}, this release reads {STATE_VERSION}: use another cache"
@@ -168,13 +214,13 @@ def _rows(connection: sqlite3.Connection) -> list[TorrentRow]:
             "SELECT torrent, count(digest), max(piece) FROM pieces GROUP BY torrent"
         )
     }.get  # type: ignore[assignment]
-    query = "SELECT number, info_hash, kind, length, piece_length FROM torrents"
+    query = "SELECT number, info_hash, kind, length, piece_length, used FROM torrents"
     rows = []
-    for number, info_hash, kind, length, piece_length in connection.execute(query):
+    for number, info_hash, kind, length, piece_length, used_s in connection.execute(query):
         count, last = counts(number) or (0, -1)
         overhang = max(0, (last + 1) * piece_length - length)
         ref = TorrentRef(InfoHash(info_hash), length, Kind(kind))
-        rows.append(TorrentRow(number, ref, piece_length, count * piece_length - overhang))
+        rows.append(TorrentRow(number, ref, piece_length, count * piece_length - overhang, used_s))
     return rows
 
 

@@ -1,88 +1,36 @@
-"""This module keeps a cache directory: whose it is, where data lies, which pieces of it may be believed.
+"""This module keeps a cache: what it has of each torrent, and which pieces of that may be believed.
 
 The swarm writes the data; this module reads it. Which source a missing piece comes from, and when, is
 decided elsewhere.
-
-    lock               flock of the one daemon that uses the cache; holds its pid
-    state.sqlite       claims, see `state`
-    packs/             <info-hash>.tar.zst, sparse
-    manifests/         <info-hash>.manifest, sparse
-    metainfo/          <info-hash>.torrent
 """
 
-import fcntl
 import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
 
 from torrentfs.errors import CacheError
-from torrentfs.node.state import DIGEST_LENGTH, State
-from torrentfs.repository.metainfo import TORRENT_LENGTH_MAX, InfoHash, Metainfo, PieceIndex, TorrentRef
+from torrentfs.node import place
+from torrentfs.node.held import CHECKED, CLAIMED, IN_MEMORY, MISSING, ON_DISK, Held
+from torrentfs.node.holes import punch
+from torrentfs.node.state import BLOCK, DIGEST_LENGTH, State
+from torrentfs.repository.metainfo import TORRENT_LENGTH_MAX, InfoHash, Kind, Metainfo, PieceIndex, TorrentRef
 
 _LOG = logging.getLogger(__name__)
 
-MISSING, CLAIMED, CHECKED = 0, 1, 2
-"""Of a piece: not here; here as an earlier start says; here, and its checksum was right since this start."""
-
-
-class Held:
-    """What the cache holds of one torrent. `states` has one byte a piece; `lost` the pieces that turned
-    out bad.
-    """
-
-    __slots__ = (
-        "cached",
-        "digests",
-        "lost",
-        "number",
-        "piece_count",
-        "piece_length",
-        "ref",
-        "states",
-    )
-
-    def __init__(self, ref: TorrentRef, piece_length: int, number: int, cached: int = 0) -> None:
-        self.ref = ref
-        self.piece_length = piece_length
-        self.piece_count = -(-ref.length // piece_length)
-        self.number = number
-        self.cached = cached
-        self.states = bytearray(self.piece_count)
-        self.digests = bytearray()
-        self.lost: list[PieceIndex] = []
-
-    @property
-    def complete(self) -> bool:
-        """Tell whether every piece is here."""
-        return self.cached == self.ref.length
-
-    def span(self, piece: PieceIndex) -> int:
-        """Return the length of a piece in bytes."""
-        return min(self.piece_length, self.ref.length - piece * self.piece_length)
-
-    def pieces(self, offset: int, length: int) -> list[PieceIndex]:
-        """Return the pieces that a range touches."""
-        first, last = offset // self.piece_length, (offset + length - 1) // self.piece_length
-        return [PieceIndex(piece) for piece in range(first, last + 1)]
-
-    def missing(self, offset: int, length: int) -> list[PieceIndex]:
-        """Return the pieces of a range that are not here."""
-        return [piece for piece in self.pieces(offset, length) if not self.states[piece]]
-
-    def have(self) -> list[bool]:
-        """Return, for each piece, whether it is here."""
-        return [state != MISSING for state in self.states]
+BLOCKS_ROUNDED = 4096
+"""What a small file takes of the disk beyond its length, at most."""
 
 
 class Store:
     """One cache directory, for one process. Everything is called from one thread, but for `checkpoint`."""
 
-    def __init__(self, directory: Path, *, open_files_max: int) -> None:
+    def __init__(self, directory: Path, *, open_files_max: int, pieces_in_memory_max: int) -> None:
         """Take the cache into use.
 
         Raises:
@@ -90,14 +38,27 @@ class Store:
         """
         self.directory = directory
         self.mismatches = 0
+        self.evicted_bytes = 0
+        self.going = 0
+        """Bytes that are neither claimed any more nor gone from the disk yet."""
+        self.refetched_bytes = 0
+        """Of what was evicted since this start and came again."""
+        self.cached = 0
+        """Bytes of all pieces that are here."""
+        self.reads = 0
+        """Reads and claims since this start: the clock of what was read when."""
+        self._rest = 0
+        """Bytes of the disk that all but pieces and state take: metainfo, and what the daemon keeps here."""
         self._open_files_max = open_files_max
+        self._pieces_in_memory_max = pieces_in_memory_max
+        self._in_memory: OrderedDict[tuple[Held, PieceIndex], None] = OrderedDict()
         self._files: OrderedDict[InfoHash, int] = OrderedDict()
         self._held: dict[InfoHash, Held] = {}
         self._unread: set[InfoHash] = set()
         self._used: set[Held] = set()
         try:
-            _lay_out(directory)
-            self._lock = _lock(directory / "lock")
+            place.lay_out(directory)
+            self._lock = place.lock(directory)
         except OSError as error:
             raise CacheError(f"cannot use the cache {directory}: {error.strerror or error}") from error
         try:
@@ -105,9 +66,53 @@ class Store:
         except BaseException:
             os.close(self._lock)
             raise
+        self._pins: dict[str, frozenset[InfoHash]] = {}
+        for label, info_hash in self._state.pins():
+            self._pins[label] = self._pins.get(label, frozenset()) | {InfoHash(info_hash)}
         for row in self._state.rows:
-            self._held[row.ref.info_hash] = Held(row.ref, row.piece_length, row.number, row.cached)
+            held = Held(row.ref, row.piece_length, row.number, row.cached, row.used_s)
+            self._held[row.ref.info_hash] = held
             self._unread.add(row.ref.info_hash)
+            self.cached += row.cached
+        self.overgrown: dict[InfoHash, int] = {}
+        """Torrents whose files take more of the disk than is claimed of them, and how many bytes: a kill came
+        between a piece and its claim, or between its eviction and its hole.
+        """
+        self.strays: dict[tuple[Kind, InfoHash], int] = {}
+        """Data that the state does not know, and its bytes on disk: perhaps the state was lost."""
+        try:
+            self._look_for_overgrown()
+            self.strays = place.strays(directory, {self.path(held.ref) for held in self._held.values()})
+            self._rest = place.measure(directory)
+        except OSError as error:
+            _LOG.warning("the cache %s may hold more than it knows: %s", directory, error)
+
+    @property
+    def used(self) -> int:
+        """Bytes that the cache takes of its disk, whatever for."""
+        return self.cached + self.going + self._rest + self._state.length + sum(self.strays.values())
+
+    @property
+    def pins(self) -> Collection[str]:
+        """Labels under which something is pinned."""
+        return self._pins.keys()
+
+    def pin(self, label: str, info_hashes: Iterable[InfoHash]) -> None:
+        """Have torrents stay, here or not yet, until *label* is given to others, or to none.
+
+        Raises:
+            CacheError: the disk refuses.
+        """
+        pinned = frozenset(info_hashes)
+        self._state.pin(label, pinned)
+        if pinned:
+            self._pins[label] = pinned
+        else:
+            self._pins.pop(label, None)
+
+    def is_pinned(self, held: Held) -> bool:
+        """Tell whether a torrent is to stay."""
+        return any(held.ref.info_hash in pinned for pinned in self._pins.values())
 
     def path(self, ref: TorrentRef) -> Path:
         """Return where a torrent's data lies."""
@@ -125,32 +130,124 @@ class Store:
         return held
 
     def add(self, ref: TorrentRef, piece_length: int) -> Held:
-        """Return what is held of a torrent, and know it from now on.
-
-        Raises:
-            CacheError: the disk refuses.
+        """Return what is held of a torrent, and know it from now on; a disk that refuses is asked again when
+        there is something to claim.
         """
         held = self.get(ref.info_hash)
         if held is None:
-            held = Held(ref, piece_length, self._state.add(ref, piece_length))
+            held = Held(ref, piece_length, self._number(ref, piece_length))
             held.digests = bytearray(DIGEST_LENGTH * held.piece_count)
             self._held[ref.info_hash] = held
         return held
 
-    def read(self, held: Held, offset: int, length: int) -> bytes | None:
-        """Return a range, or None when a piece of it is not here (any more): ask `Held.missing` which.
+    def forget(self, held: Held, pieces: Sequence[PieceIndex]) -> None:
+        """Claim *pieces* no longer, so that their room can be given back (`give_back`); they are leaving.
+
+        Raises:
+            CacheError: the disk refuses; nothing has changed.
+        """
+        self._state.drop(held.number, pieces)
+        for piece in pieces:
+            held.states[piece] = MISSING
+            self._account(held, -held.span(piece))
+            self.evicted_bytes += held.span(piece)
+            self.going += held.span(piece)
+        held.leaving.update(pieces)
+        held.evicted.update(pieces)
+
+    def give_back(self, held: Held, pieces: Iterable[PieceIndex]) -> None:
+        """Make holes of *pieces*, which are leaving. Waits for the disk: call it from a thread.
+
+        Raises: OSError.
+        """
+        file = os.open(self.path(held.ref), os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            for piece in pieces:
+                punch(file, piece * held.piece_length, held.span(piece))
+        finally:
+            os.close(file)
+
+    def remove(self, held: Held) -> None:
+        """Forget a whole torrent; its data is put aside for `empty`.
 
         Raises:
             CacheError: the disk refuses.
         """
-        if not self.check(held, offset, length):
+        self._state.remove(held.number)
+        self.evicted_bytes += held.cached
+        self.going += held.cached
+        self._account(held, -held.cached)
+        for piece in list(held.in_memory):
+            self._let_go(held, piece)
+        held.states[:] = bytes(held.piece_count)  # for who still looks at it: the checker, in a thread
+        del self._held[held.ref.info_hash]
+        self._unread.discard(held.ref.info_hash)
+        self._used.discard(held)
+        file = self._files.pop(held.ref.info_hash, None)
+        if file is not None:
+            os.close(file)
+        try:
+            place.put_aside(self.directory, self.path(held.ref))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise CacheError(f"cannot remove {self.path(held.ref)}: {error.strerror}") from error
+
+    def empty(self) -> None:
+        """Delete what was put aside. Call it from a thread. Raises: OSError."""
+        place.empty(self.directory)
+
+    def read(self, held: Held, offset: int, length: int) -> bytes | None:
+        """Return a range, or None when a piece of it is not here (any more): ask `Held.missing` which.
+
+        What the disk cannot read back is not here.
+        """
+        try:
+            if held.in_memory:
+                return self._read_mixed(held, offset, length)
+            if not self.check(held, offset, length):
+                return None
+            data = self._pread(held, offset, length)
+        except CacheError as error:
+            _LOG.warning("%s: it is fetched again", error)
+            self._unclaim(held, held.pieces(offset, length))
             return None
-        data = self._pread(held, offset, length)
         if len(data) != length:
             self.drop(held, held.pieces(offset, length))
             return None
-        self._used.add(held)
+        self.touch(held, offset, length)
         return data
+
+    def hold(self, held: Held, piece: PieceIndex, data: bytes) -> None:
+        """Have a verified piece in memory, as the disk cannot take it; what came so longest ago goes."""
+        if held.states[piece] != MISSING:
+            return
+        held.states[piece] = IN_MEMORY
+        held.in_memory[piece] = data
+        self._in_memory[held, piece] = None
+        while len(self._in_memory) > self._pieces_in_memory_max:
+            oldest, old_piece = next(iter(self._in_memory))
+            self._let_go(oldest, old_piece)
+
+    def _let_go(self, held: Held, piece: PieceIndex) -> None:
+        """Forget a piece that is in memory."""
+        del self._in_memory[held, piece]
+        del held.in_memory[piece]
+        held.states[piece] = MISSING
+
+    def _read_mixed(self, held: Held, offset: int, length: int) -> bytes | None:
+        """Read a range of which pieces may be in memory."""
+        data = bytearray()
+        for piece in held.pieces(offset, length):
+            start = max(offset - piece * held.piece_length, 0)
+            end = min(offset + length - piece * held.piece_length, held.span(piece))
+            if held.states[piece] == IN_MEMORY:
+                data += memoryview(held.in_memory[piece])[start:end]
+            elif held.states[piece] == CHECKED or self._check(held, piece):
+                data += self._pread(held, piece * held.piece_length + start, end - start)
+            else:
+                return None
+        return bytes(data) if len(data) == length else None
 
     def check(self, held: Held, offset: int, length: int) -> bool:
         """Tell whether all pieces of a range are here and, once a start, what they were when claimed.
@@ -164,6 +261,71 @@ class Store:
                 return False
         return True
 
+    def digests(self, held: Held, pieces: Iterable[PieceIndex]) -> list[bytes]:
+        """Return the checksums of *pieces* on disk, b"" of what is not there. From any thread.
+
+        Raises:
+            CacheError: the disk refuses.
+        """
+        try:
+            with self.path(held.ref).open("rb", buffering=0) as file:
+                return [_digest(file.fileno(), held, piece) for piece in pieces]
+        except FileNotFoundError:
+            return [b"" for _ in pieces]
+        except OSError as error:
+            raise CacheError(f"cannot read {self.path(held.ref)}: {error.strerror}") from error
+
+    def judge(self, held: Held, digests: Iterable[tuple[PieceIndex, bytes]]) -> int:
+        """Believe pieces whose checksums were found right, drop the others; return how many those were.
+
+        Raises:
+            CacheError: the disk refuses.
+        """
+        bad = 0
+        for piece, digest in digests:
+            if held.states[piece] not in ON_DISK:
+                continue
+            if digest == held.digests[piece * DIGEST_LENGTH : (piece + 1) * DIGEST_LENGTH]:
+                held.states[piece] = CHECKED
+            else:
+                # Once more, as it may have gone while it was read, and come again.
+                bad += not self._check(held, piece)
+        return bad
+
+    def discard(self, kind: Kind, info_hash: InfoHash) -> None:
+        """Put aside data that nobody can check, for `empty`, unless somebody has begun to use it meanwhile.
+
+        Raises:
+            CacheError: the disk refuses.
+        """
+        path = self.directory / kind.url_path(info_hash)
+        if info_hash in self._held:
+            return
+        try:
+            place.put_aside(self.directory, path)
+        except OSError as error:
+            raise CacheError(f"cannot remove {path}: {error.strerror}") from error
+
+    def right_pieces(self, held: Held, metainfo: Metainfo, pieces: Iterable[PieceIndex]) -> list[PieceIndex]:
+        """Return those of *pieces* whose bytes on disk match their signed hash. From any thread.
+
+        Raises:
+            CacheError: the disk refuses.
+        """
+        try:
+            with self.path(held.ref).open("rb", buffering=0) as file:
+                return [
+                    piece
+                    for piece in pieces
+                    if metainfo.verify(
+                        piece, os.pread(file.fileno(), held.span(piece), piece * held.piece_length)
+                    )
+                ]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CacheError(f"cannot read {self.path(held.ref)}: {error.strerror}") from error
+
     def claim(self, held: Held, pieces: Iterable[PieceIndex]) -> None:
         """Write down pieces that the swarm has verified and written; only then may readers have them.
 
@@ -173,31 +335,48 @@ class Store:
             CacheError: the disk refuses; none of them is claimed.
         """
         self._forget_deleted(held)
+        for piece in [piece for piece in pieces if held.states[piece] == IN_MEMORY]:
+            self._let_go(held, piece)
         fresh = [(piece, self._digest(held, piece)) for piece in pieces if held.states[piece] == MISSING]
         if not fresh:
             return
         if any(not digest for _, digest in fresh):
             raise CacheError(f"cannot read {self.path(held.ref)}: it is shorter than what was written to it")
+        if not held.number:
+            held.number = self._state.add(held.ref, held.piece_length)
         self._state.claim(held.number, fresh)
+        self.reads += 1
         for piece, digest in fresh:
             held.states[piece] = CHECKED
             held.digests[piece * DIGEST_LENGTH : (piece + 1) * DIGEST_LENGTH] = digest
-            held.cached += held.span(piece)
+            held.touched[piece] = held.read_at = self.reads
+            self._account(held, held.span(piece))
+            if piece in held.evicted:
+                held.evicted.discard(piece)
+                self.refetched_bytes += held.span(piece)
 
     def drop(self, held: Held, pieces: Iterable[PieceIndex]) -> None:
         """Forget pieces that turned out bad, and count them; `Held.lost` tells whoever must tell
         the swarm.
         """
-        bad = [piece for piece in pieces if held.states[piece] != MISSING]
+        bad = [piece for piece in pieces if held.states[piece] in ON_DISK]
         if not bad:
             return
         _LOG.warning("%s: pieces %s are damaged on disk: they are fetched again", self.path(held.ref), bad)
+        self.mismatches += len(bad)
+        self._unclaim(held, bad)
+
+    def _unclaim(self, held: Held, pieces: Iterable[PieceIndex]) -> None:
+        """Forget pieces that cannot be used. A disk that refuses to note that shows them after a start."""
+        bad = [piece for piece in pieces if held.states[piece] in ON_DISK]
         for piece in bad:
             held.states[piece] = MISSING
-            held.cached -= held.span(piece)
+            self._account(held, -held.span(piece))
         held.lost += bad
-        self.mismatches += len(bad)
-        self._state.drop(held.number, bad)
+        try:
+            self._state.drop(held.number, bad)
+        except CacheError as error:
+            _LOG.warning("%s", error)
 
     def metainfo(self, info_hash: InfoHash) -> bytes | None:
         """Return the kept ``.torrent``, unchecked; None when there is none.
@@ -206,7 +385,7 @@ class Store:
             CacheError: the disk refuses.
         """
         try:
-            with self._metainfo_path(info_hash).open("rb") as file:
+            with place.metainfo_path(self.directory, info_hash).open("rb") as file:
                 return file.read(TORRENT_LENGTH_MAX + 1)
         except FileNotFoundError:
             return None
@@ -214,29 +393,32 @@ class Store:
             raise CacheError(f"cannot read {error.filename}: {error.strerror}") from error
 
     def keep_metainfo(self, metainfo: Metainfo) -> None:
-        """Keep a checked ``.torrent``; a half-written one is found out by whoever checks it.
-
-        Raises:
-            CacheError: the disk refuses.
+        """Keep a checked ``.torrent``; a half-written one is found out by whoever checks it. If the disk
+        refuses it is fetched again.
         """
-        path = self._metainfo_path(metainfo.info_hash)
+        path = place.metainfo_path(self.directory, metainfo.info_hash)
         part = path.with_suffix(".part")
         try:
-            part.write_bytes(metainfo.torrent())
+            self._rest += part.write_bytes(metainfo.torrent()) + BLOCKS_ROUNDED
             part.replace(path)
         except OSError as error:
-            raise CacheError(f"cannot write {path}: {error.strerror}") from error
+            _LOG.warning("cannot keep metainfo as %s: %s", path, error.strerror)
 
     def flush_uses(self) -> None:
         """Write down which torrents were read since the last call."""
         used, self._used = self._used, set()
         if used:
             now_s = int(time.time())
+            for held in used:
+                held.used_s = now_s
             self._state.used([(held.number, now_s) for held in used])
 
     def checkpoint(self) -> None:
-        """Let the state's log not grow. Waits for the disk: call it from a thread."""
+        """Let the state's log not grow, and see what others' files take here (5 µs each). Waits for the disk:
+        call it from a thread.
+        """
         self._state.checkpoint()
+        self._rest = place.measure(self.directory)
 
     def close(self) -> None:
         """Leave the cache to the next daemon."""
@@ -252,9 +434,6 @@ class Store:
             self._files.clear()
             os.close(self._lock)
 
-    def _metainfo_path(self, info_hash: InfoHash) -> Path:
-        return self.directory / "metainfo" / f"{info_hash.hex()}.torrent"
-
     def _read_states(self, held: Held) -> None:
         """Read the claims of an earlier start: 4 ms for a pack of 1 GiB, at its first use."""
         held.digests = bytearray(DIGEST_LENGTH * held.piece_count)
@@ -262,8 +441,38 @@ class Store:
             if piece < held.piece_count:
                 held.states[piece] = CLAIMED
                 held.digests[piece * DIGEST_LENGTH : (piece + 1) * DIGEST_LENGTH] = digest
-        held.cached = sum(held.span(PieceIndex(p)) for p in range(held.piece_count) if held.states[p])
+        cached = sum(held.span(PieceIndex(p)) for p in range(held.piece_count) if held.states[p])
+        self._account(held, cached - held.cached)
         self._unread.discard(held.ref.info_hash)
+
+    def _number(self, ref: TorrentRef, piece_length: int) -> int:
+        """Return a torrent's key in the state, 0 if that cannot be written."""
+        try:
+            return self._state.add(ref, piece_length)
+        except CacheError as error:
+            _LOG.warning("%s", error)
+            return 0
+
+    def _account(self, held: Held, change: int) -> None:
+        held.cached += change
+        self.cached += change
+
+    def touch(self, held: Held, offset: int, length: int) -> None:
+        """Take note that a range was read just now."""
+        self._used.add(held)
+        self.reads += 1
+        held.read_at = self.reads
+        piece_length = held.piece_length
+        for piece in range(offset // piece_length, (offset + length - 1) // piece_length + 1):
+            held.touched[piece] = self.reads
+
+    def _look_for_overgrown(self) -> None:
+        for held in self._held.values():
+            with suppress(FileNotFoundError):
+                excess = BLOCK * self.path(held.ref).stat().st_blocks - held.cached
+                if excess >= held.piece_length // 2:
+                    self.overgrown[held.ref.info_hash] = excess
+                    self.going += excess
 
     def _forget_deleted(self, held: Held) -> None:
         """Let go of a file that was deleted under us: the swarm writes into a new one, of which our
@@ -276,7 +485,7 @@ class Store:
 
     def _check(self, held: Held, piece: PieceIndex) -> bool:
         """Tell whether a piece is here and what it was when it was claimed."""
-        if held.states[piece] == MISSING:
+        if held.states[piece] not in ON_DISK:
             return False
         if self._digest(held, piece) != held.digests[piece * DIGEST_LENGTH : (piece + 1) * DIGEST_LENGTH]:
             self.drop(held, [piece])
@@ -312,23 +521,6 @@ class Store:
         return file
 
 
-def _lay_out(directory: Path) -> None:
-    if (directory / "metadata" / "timestamp.json").exists():
-        # The origin's packs lie under the same names: a cache there would write into them.
-        raise CacheError(f"{directory} is a published repository, not a cache: name another directory")
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    for name in ("packs", "manifests", "metainfo"):
-        (directory / name).mkdir(mode=0o755, exist_ok=True)
-
-
-def _lock(path: Path) -> int:
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "?"
-        os.close(lock)
-        raise CacheError(f"the cache {path.parent} is in use by process {holder}") from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    return lock
+def _digest(file: int, held: Held, piece: PieceIndex) -> bytes:
+    data = os.pread(file, held.span(piece), piece * held.piece_length)
+    return xxhash.xxh3_128_digest(data) if len(data) == held.span(piece) else b""

@@ -7,19 +7,20 @@ libtorrent but `add` (2 ms; 0.6 of them parse the hashes of 1,000 pieces) and th
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import libtorrent as lt
 import trio
 
-from torrentfs.config import SwarmSettings
+from torrentfs.config import SiteSettings, SwarmSettings, format_address
 from torrentfs.errors import FormatError, ListenError
 from torrentfs.node.answers import Answers
 from torrentfs.node.names import Names, is_numeric, numeric
 from torrentfs.node.seams import SwarmEvents
 from torrentfs.node.session import SwarmCounters, open_session, read_counters
+from torrentfs.node.site import KINDS, Site, share
 from torrentfs.node.sockets import Address, tune_sockets
 from torrentfs.node.torrent import AHEAD, URGENT, Torrent, credible
 from torrentfs.node.wakeup import Wakeup
@@ -45,10 +46,18 @@ SETTLE_PAUSE_S = (0.002, 0.1)
 class Swarm:
     """All torrents of a node. Methods other than `run` may be called once `run` has started."""
 
-    def __init__(self, settings: SwarmSettings, events: SwarmEvents) -> None:
+    def __init__(self, settings: SwarmSettings, site: SiteSettings, events: SwarmEvents) -> None:
+        """Prepare a session for the node of a *site*. Raises: UsageError: a network or an address is none."""
         self.listen: Address = ("", 0)
-        """Where peers reach us, with the real port; known once `run` has started."""
+        """Where peers reach us, with the real port, once `run` has started; port 0: nowhere."""
+        self.banned = 0
+        """Peers that sent wrong bytes."""
         self._settings = settings
+        self._site = Site(site)
+        self._own = ""
+        self._listens: set[Address] = set()
+        self._received: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self._silent_trackers: set[str] = set()
         self._events = events
         self._session: Any = None
         self._torrents: dict[InfoHash, Torrent] = {}
@@ -67,9 +76,13 @@ class Swarm:
             lt.listen_succeeded_alert: self._on_listen_succeeded,
             lt.listen_failed_alert: self._on_listen_failed,
             lt.session_stats_alert: self._on_session_stats,
+            lt.peer_ban_alert: self._on_peer_ban,
+            lt.tracker_error_alert: self._on_tracker_error,
+            lt.tracker_reply_alert: self._on_tracker_reply,
             lt.file_error_alert: self._on_file_error,
             lt.torrent_error_alert: self._on_file_error,
             lt.alerts_dropped_alert: self._on_alerts_dropped,
+            lt.piece_availability_alert: self._on_piece_availability,
         }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -77,10 +90,11 @@ class Swarm:
 
         Raises: ListenError: the address is taken, or not ours.
         """
-        host, port = await numeric(self._settings.listen)
+        host, port = await numeric(self._settings.listen) if self._site.has_peers else ("", 0)
         try:
-            self._session = open_session(self._settings, host, port, self._bell.descriptor)
-            await self._start_listening()
+            self._session = open_session(self._settings, self._site, host, port, self._bell.descriptor)
+            if self._site.has_peers:
+                await self._start_listening()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._names.run)
                 nursery.start_soon(self._settle)
@@ -109,9 +123,9 @@ class Swarm:
         if metainfo.info_hash in self._torrents:
             raise ValueError(f"torrent {metainfo.info_hash.hex()} is there already")
         claimed = [seed] * metainfo.piece_count if have is None else list(have)
-        torrent = Torrent(metainfo, file, credible(metainfo, file, claimed), seed)
+        torrent = Torrent(metainfo, file, credible(metainfo, file, claimed), seed, self._site)
         torrent.peers.update(self._known_numbers(torrent, peers))
-        torrent.start(self._session)
+        torrent.start(self._session, self._listens)
         self._torrents[metainfo.info_hash] = torrent
 
     def connect(self, info_hash: InfoHash, peers: Iterable[tuple[str, int]]) -> None:
@@ -166,7 +180,37 @@ class Swarm:
         torrent.seed = False
         self._restart(torrent)
 
+    def reveal(self, info_hash: InfoHash, have: Sequence[bool]) -> bool:
+        """Believe that pieces we *have* are there too; return whether that is news. If it is, connections are
+        made anew, as with `drop`.
+        """
+        torrent = self._torrents[info_hash]
+        claimed = [here or before for here, before in zip(have, torrent.have, strict=True)]
+        if claimed == torrent.have:
+            return False
+        torrent.have = credible(torrent.metainfo, torrent.file, claimed)
+        self._restart(torrent)
+        return True
+
+    def look(self, info_hash: InfoHash) -> None:
+        """Ask who has what; the answer comes in 10 to 400 µs (`SwarmEvents.seen`). We are not counted."""
+        if torrent := self._torrents.get(info_hash):
+            torrent.handle.post_piece_availability()
+
+    def company(self, info_hash: InfoHash) -> tuple[str, frozenset[str]]:
+        """Return our own IP address, as peers see it, and those of connected nodes of our site."""
+        torrent = self._torrents.get(info_hash)
+        hosts = {host for host, _ in torrent.connected} if torrent else set()
+        return self._own, frozenset(host for host in hosts if self._site.kind(host) == "neighbour")
+
     # What stats ask for.
+
+    def received(self) -> Mapping[str, int]:
+        """Return payload bytes by the kind of peer that sent them, as of a second ago.
+
+        What a peer sent in its last second before it went may be missing.
+        """
+        return self._received
 
     def connected(self, info_hash: InfoHash) -> int:
         """Return how many peers are connected, as of the last alerts; of an unknown torrent: 0."""
@@ -187,7 +231,7 @@ class Swarm:
 
     def _restart(self, torrent: Torrent) -> None:
         self._session.remove_torrent(torrent.handle)
-        torrent.start(self._session)
+        torrent.start(self._session, self._listens)
         self._events.peers_changed(torrent.metainfo.info_hash, 0)
 
     def _recover(self, torrent: Torrent) -> bool:
@@ -209,6 +253,8 @@ class Swarm:
         while True:
             await trio.sleep(TEND_INTERVAL_S)
             for torrent in [*self._torrents.values()]:
+                if torrent.has_moved:
+                    await self._account(torrent)
                 if torrent.failed_at is not None:
                     if time.monotonic() - torrent.failed_at >= REVIVE_AFTER_S:
                         self._restart(torrent)
@@ -217,6 +263,17 @@ class Swarm:
                 elif torrent.wanted:
                     self._dial_again(torrent)
 
+    async def _account(self, torrent: Torrent) -> None:
+        """Find out which peers have sent what since the last time."""
+        torrent.has_moved = False
+        try:
+            # In a thread: it waits for libtorrent. Its peer_info_alert cannot be read in this binding.
+            peers = await trio.to_thread.run_sync(torrent.handle.get_peer_info)
+        except RuntimeError:  # it was removed meanwhile
+            return
+        for kind, count in share(torrent.account(peers), self._site).items():
+            self._received[kind] += count
+
     def _dial_again(self, torrent: Torrent) -> None:
         if not torrent.connected and not torrent.dialled:
             # Names again: a seeder may have moved to another address.
@@ -224,11 +281,20 @@ class Swarm:
 
     def _known_numbers(self, torrent: Torrent, peers: Iterable[tuple[str, int]]) -> list[Address]:
         """Return those of *peers* whose addresses are known; the others are dialled when they are."""
-        peers = list(peers)
+        peers = list(peers) if self._site.has_peers else []
         torrent.names.update(peer for peer in peers if not is_numeric(peer[0]))
-        return [address for peer in peers if (address := self._names.get(peer)) is not None]
+        known = {peer: address for peer in peers if (address := self._names.get(peer)) is not None}
+        self._admit(known)
+        return list(known.values())
+
+    def _admit(self, known: Mapping[tuple[str, int], Address]) -> None:
+        """Let peers through whom we were told of, given with their addresses."""
+        news = [self._site.resolved(peer, address[0]) for peer, address in known.items()]
+        if any(news):
+            self._session.set_ip_filter(self._site.filter())
 
     def _resolved(self, peer: tuple[str, int], address: Address) -> None:
+        self._admit({peer: address})
         for torrent in self._torrents.values():
             if peer in torrent.names and address not in torrent.peers:
                 torrent.dial([address])
@@ -304,6 +370,25 @@ class Swarm:
         torrent.fail(reason)
         self._failing[torrent.metainfo.info_hash] = reason
 
+    def _on_piece_availability(self, alert: Any) -> None:
+        if torrent := self._torrent_of(alert):
+            counts = alert.piece_availability
+            torrent.avoid_end_game(counts)
+            self._events.seen(torrent.metainfo.info_hash, counts)
+
+    def _on_peer_ban(self, alert: Any) -> None:
+        self.banned += 1
+        log.warning("peer %s sent wrong bytes: it is banned", format_address(*_address(alert.endpoint)))
+
+    def _on_tracker_error(self, alert: Any) -> None:
+        """Log that a tracker fails, once until it answers again."""
+        if alert.url not in self._silent_trackers:
+            self._silent_trackers.add(alert.url)
+            log.warning("tracker %s: %s", alert.url, alert.failure_reason() or alert.error_message())
+
+    def _on_tracker_reply(self, alert: Any) -> None:
+        self._silent_trackers.discard(alert.url)
+
     def _on_alerts_dropped(self, alert: Any) -> None:
         """Ask libtorrent what it has: pieces may have arrived, and peers come and gone, unseen."""
         log.warning("alerts were lost: the queue of %d was full", self._settings.alert_queue_max)
@@ -321,6 +406,8 @@ class Swarm:
         if INCOMING in alert.message():
             # It inherited TCP_NODELAY: a busy origin need not go through thousands of sockets each time.
             torrent.connected.add(_address(alert.endpoint))
+            if not self._own:
+                self._find_own(tune_sockets())
             self._events.peers_changed(torrent.metainfo.info_hash, len(torrent.connected))
         else:
             torrent.dialled.add(_address(alert.endpoint))
@@ -350,9 +437,10 @@ class Swarm:
     def _settle_dialled(self) -> bool:
         """Sort what was dialled; return whether some of it is still neither connected nor given up."""
         far_ends = tune_sockets()
+        self._find_own(far_ends)
         unsettled = False
         for torrent in [torrent for torrent in self._torrents.values() if torrent.dialled]:
-            made = torrent.dialled & far_ends
+            made = torrent.dialled & far_ends.keys()
             torrent.dialled -= made
             unsettled |= bool(torrent.dialled)
             if made:
@@ -360,11 +448,20 @@ class Swarm:
                 self._events.peers_changed(torrent.metainfo.info_hash, len(torrent.connected))
         return unsettled
 
+    def _find_own(self, far_ends: Mapping[Address, str]) -> None:
+        """Take note of our address towards the site, an IPv4 one if there is any: all must name us alike."""
+        own = {
+            near for (far, _), near in far_ends.items() if self._site.is_bounded and self._site.is_within(far)
+        }
+        if own:
+            self._own = min(own, key=lambda host: (":" in host, host))
+
     def _on_listen_succeeded(self, alert: Any) -> None:
         if alert.socket_type == lt.socket_type_t.tcp:
             # What we accept inherits TCP_NODELAY from here.
             tune_sockets()
             self.listen = (str(alert.address), alert.port)
+            self._listens.add(self.listen)
 
     def _on_listen_failed(self, alert: Any) -> None:
         failure = f"cannot listen on {self._settings.listen}: {alert.error.message()}"

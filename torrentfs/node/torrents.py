@@ -10,19 +10,30 @@ from torrentfs.errors import FetchError
 from torrentfs.node.flights import Sources, Torrent
 from torrentfs.node.mirrors import Mirror
 from torrentfs.node.opening import FIRST, Opening
+from torrentfs.node.patience import Patience
+from torrentfs.node.rates import Rate
 from torrentfs.node.seams import Swarm
 from torrentfs.node.store import Store
 from torrentfs.node.tasks import Tasks
-from torrentfs.repository.metainfo import InfoHash, Metainfo, TorrentRef
+from torrentfs.repository.metainfo import InfoHash, Metainfo, PieceIndex, TorrentRef
 
 _LOG = logging.getLogger(__name__)
+
+FIND_GRACE_S = 0.05
+"""How long neighbours may take to be found by tracker or multicast, and to connect: 10 to 30 ms, measured."""
 
 
 class Torrents:
     """Torrents by info-hash; mirrors by URL, for all torrents alike."""
 
-    def __init__(self, settings: NodeSettings, store: Store, swarm: Swarm, tasks: Tasks) -> None:
+    def __init__(
+        self, settings: NodeSettings, store: Store, swarm: Swarm, tasks: Tasks, patience: Patience
+    ) -> None:
         self._settings = settings
+        self._patience = patience
+        self._site_mirrors = {_base(url) for url in settings.site.mirrors}
+        self._within = Rate(settings.site.within.download)
+        self._beyond = Rate(settings.site.beyond.download)
         self._store = store
         self._swarm = swarm
         self._tasks = tasks
@@ -33,6 +44,25 @@ class Torrents:
     def get(self, info_hash: InfoHash) -> Torrent | None:
         """Return a torrent that is open."""
         return self._torrents.get(info_hash)
+
+    @property
+    def is_found(self) -> bool:
+        """Tell whether neighbours find us and we them, without being told of each other."""
+        site = self._settings.site
+        finds = bool(site.trackers) or site.local_discovery
+        return site.install_method == "torrent" and bool(site.networks) and finds
+
+    def aside(self) -> list[tuple[str, str, float]]:
+        """Return the mirrors that are put aside, why, and for how many seconds yet."""
+        return [found for mirror in self._mirrors.values() if (found := mirror.aside()) is not None]
+
+    def _give_grace(self, torrent: Torrent) -> None:
+        """Have a torrent wait for connections, only briefly where nobody may be there."""
+        now = trio.current_time()
+        grace_s = 0.0 if self._settings.site.install_method == "http" else self._patience.grace_s(now)
+        if not torrent.peers:
+            grace_s = min(grace_s, FIND_GRACE_S) if self.is_found else 0.0
+        torrent.give_grace(now, grace_s)
 
     def mirrors(self, sources: Sources) -> Sequence[Mirror]:
         """Return the mirrors among *sources*, in order.
@@ -54,9 +84,9 @@ class Torrents:
         now = trio.current_time()
         opening = self._openings.get(ref.info_hash)
         if opening is None or opening.scope.cancel_called:
-            opening = self._openings[ref.info_hash] = Opening(ref)
+            opening = self._openings[ref.info_hash] = Opening(ref, self.is_found)
             self._tasks.start(self._run, opening)
-        opening.learn(self.mirrors(sources), sources.peers)
+        opening.learn(self.mirrors(sources), sources)
         opening.expected_until = max(opening.expected_until, now + keep_s)
         opening.settle(now)
         return opening
@@ -80,6 +110,34 @@ class Torrents:
                 raise type(opening.error)(str(opening.error))
         return self._torrents[ref.info_hash]
 
+    def renew(self, torrent: Torrent, lost: Sequence[PieceIndex]) -> None:
+        """Tell the swarm which pieces are gone. It forgets its connections: peers get a new grace."""
+        for piece in lost:
+            torrent.injected.pop(piece, None)
+        self._give_grace(torrent)
+        self._swarm.drop(torrent.metainfo.info_hash, lost)
+
+    def repair(self, torrent: Torrent) -> None:
+        """Tell the swarm which pieces turned out bad."""
+        lost, torrent.held.lost = torrent.held.lost, []
+        self.renew(torrent, lost)
+
+    def reveal(self, torrent: Torrent) -> None:
+        """Have the swarm seed all that is here and was found right; as `renew` if that is news to it."""
+        if self._swarm.reveal(torrent.metainfo.info_hash, torrent.held.checked()):
+            self._give_grace(torrent)
+
+    def release(self, info_hash: InfoHash) -> bool:
+        """Take a torrent out if nobody uses it; tell whether it is out."""
+        torrent = self._torrents.get(info_hash)
+        if torrent is None:
+            return info_hash not in self._openings
+        if torrent.users or torrent.flights or torrent.injected:
+            return False
+        del self._torrents[info_hash]
+        self._swarm.remove(info_hash)
+        return True
+
     async def close(self) -> None:
         """Close the connections to mirrors."""
         for mirror in self._mirrors.values():
@@ -100,26 +158,36 @@ class Torrents:
         held = self._store.add(opening.ref, metainfo.piece_length)
         torrent = Torrent(metainfo, held, readahead_pieces_max=self._settings.readahead_pieces_max)
         torrent.learn(opening.mirrors, opening.peers)
-        torrent.grace_until = trio.current_time() + self._settings.connect_grace_s
+        torrent.upstream.update(opening.upstream)
+        self._give_grace(torrent)
         held.lost.clear()
-        self._swarm.add(metainfo, self._store.path(held.ref), held.have(), tuple(torrent.peers))
+        self._swarm.add(metainfo, self._store.path(held.ref), held.checked(), tuple(torrent.peers))
         self._torrents[metainfo.info_hash] = torrent
         if opening.head and not held.states[FIRST]:
-            torrent.injected.add(FIRST)
+            torrent.injected[FIRST] = opening.head_within
             self._swarm.inject(metainfo.info_hash, FIRST, opening.head)
 
     def _learn(self, torrent: Torrent, sources: Sources) -> None:
         new_peers = torrent.learn(self.mirrors(sources), sources.peers)
+        torrent.upstream.update(dict.fromkeys(sources.upstream))
         if new_peers:
-            torrent.grace_until = trio.current_time() + self._settings.connect_grace_s
+            self._give_grace(torrent)
             self._swarm.connect(torrent.metainfo.info_hash, new_peers)
 
     def _mirror(self, base: str) -> Mirror:
         mirror = self._mirrors.get(base)
         if mirror is None:
-            settings = self._settings
+            settings, within = self._settings, _base(base) in self._site_mirrors
             mirror = Mirror(
-                base, requests_max=settings.mirror_requests_max, timeout_s=settings.mirror_timeout_s
+                base,
+                requests_max=settings.mirror_requests_max,
+                timeout_s=settings.mirror_timeout_s,
+                within=within,
+                rate=self._within if within else self._beyond,
             )
             self._mirrors[base] = mirror
         return mirror
+
+
+def _base(url: str) -> str:
+    return url.rstrip("/")

@@ -13,9 +13,10 @@ from torrentfs.errors import FormatError
 from torrentfs.node.fetch import Fetcher
 from torrentfs.node.flights import Sources
 from torrentfs.node.frames import FrameCache
+from torrentfs.node.held import Held
 from torrentfs.node.prefetch import pieces
-from torrentfs.node.store import Held, Store
-from torrentfs.repository.metainfo import NotCached, PieceIndex, TorrentRef
+from torrentfs.node.store import Store
+from torrentfs.repository.metainfo import InfoHash, Kind, Metainfo, NotCached, PieceIndex, TorrentRef
 from torrentfs.repository.pack import FRAME_STORED_MAX, decode_frame
 
 _LOG = logging.getLogger(__name__)
@@ -63,6 +64,26 @@ class View:
                 return data
         raise NotCached(ref, offset, length)
 
+    async def read(self, ref: TorrentRef, offset: int, length: int, deadline: float) -> bytes:
+        """Return *length* bytes at *offset* of a torrent, once they are here; nothing is read ahead.
+
+        Raises: as `range` and `ensure`.
+        """
+        _check_range(ref, offset, length, RANGE_LENGTH_MAX)
+        missing = NotCached(ref, offset, length)
+        while True:
+            held = self._held(ref)
+            data = self._store.read(held, offset, length) if held else None
+            if data is not None:
+                return data
+            await self.ensure(missing, deadline)
+
+    def ahead(self, ref: TorrentRef, offset: int, length: int) -> None:
+        """Ask for what will be read soon, if its torrent is open; no wait."""
+        held, torrent = self._held(ref), self._fetcher.torrents.get(ref.info_hash)
+        if held is not None and torrent is not None and length:
+            self._fetcher.ahead(torrent, held.missing(offset, length))
+
     def frame(self, ref: TorrentRef, offset: int, stored: int) -> bytes:
         """Return the frame of *stored* bytes at *offset* of a torrent, decoded.
 
@@ -89,11 +110,33 @@ class View:
         """
         _check_range(ref, offset, stored, FRAME_STORED_MAX)
         held = self._held(ref)
-        return self._store.path(ref) if held and self._store.check(held, offset, stored) else None
+        if held is None or not self._store.check(held, offset, stored):
+            return None
+        self._store.touch(held, offset, stored)
+        return self._store.path(ref)
 
     def expect(self, refs: Sequence[TorrentRef]) -> None:
         """Get ready for torrents that will be read soon; no wait."""
         self._fetcher.expect(refs, self.sources)
+
+    def bring(self, ref: TorrentRef) -> None:
+        """Fetch all of a torrent in the background; no wait."""
+        self._fetcher.bring(ref, self.sources)
+
+    def is_coming(self, ref: TorrentRef) -> bool:
+        """Tell whether all of a torrent is being fetched."""
+        return ref.info_hash in self._fetcher.coming
+
+    async def find(self, info_hash: InfoHash, kind: Kind) -> Metainfo | None:
+        """Return the metainfo of a torrent of which nothing else is known; None: nobody has such a torrent.
+
+        The caller bounds how long it waits.
+
+        Raises:
+            FetchError: a mirror that may have it cannot be asked.
+            CacheError: the disk refuses.
+        """
+        return await self._fetcher.lookup.find(info_hash, kind, self.sources)
 
     async def ensure(self, missing: NotCached, deadline: float) -> None:
         """Wait until what was missing is here, at most till *deadline*, trio's time.
