@@ -144,7 +144,14 @@ def test_jobs_read_on_when_the_cache_directory_vanishes(site: Site) -> None:
     assert reader.stdout is not None
     lines = [reader.stdout.readline().strip() for _ in range(5)]
 
-    shutil.rmtree(site.directory / "cache")
+    cache = site.directory / "cache"
+
+    def gone() -> bool:
+        # Again where the daemon put a new pack meanwhile.
+        shutil.rmtree(cache, ignore_errors=True)
+        return not cache.exists()
+
+    daemons.await_true(gone)
 
     told, _ = reader.communicate(timeout=daemons.DEADLINE_S)
     assert [*lines, *told.split()] == digests()
