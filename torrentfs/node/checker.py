@@ -5,12 +5,14 @@ before it was checked has, for the swarm, only what was; the rest is added once 
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 import trio
 
 from torrentfs.config import NodeSettings
 from torrentfs.errors import CacheError
+from torrentfs.node.checksums import digests, right_pieces
 from torrentfs.node.held import CLAIMED, MISSING, ON_DISK, Held
 from torrentfs.node.opening import kept_metainfo
 from torrentfs.node.rates import Rate
@@ -44,18 +46,25 @@ class Checker:
         self._store = store
         self._torrents = torrents
         self._seed = seed
+        self._healed = trio.Event()
 
     async def run(self) -> None:
         """Check what is claimed and seed it, and take in what the state does not know; then check everything
         whenever that is due, until cancelled.
         """
-        await self._go_through(lambda state: state == CLAIMED)
-        for kind, info_hash in list(self._store.strays):
-            await trio.lowlevel.checkpoint_if_cancelled()
-            await self._adopt(kind, info_hash)
-        while self._scrub_s:
-            await trio.sleep(self._scrub_s)
-            await self._go_through(lambda state: state in ON_DISK)
+        await self._take_in()
+        while True:
+            with trio.move_on_after(self._scrub_s or math.inf):
+                await self._healed.wait()
+            if self._healed.is_set():
+                self._healed = trio.Event()
+                await self._take_in()
+            else:
+                await self._go_through(lambda state: state in ON_DISK)
+
+    def begin_again(self) -> None:
+        """Take in what there is now: the cache's place was lost, and is there again."""
+        self._healed.set()
 
     async def verify(self, info_hashes: Collection[InfoHash]) -> dict[InfoHash, int]:
         """Check what the cache holds of torrents, at full speed; return how many pieces of each were bad.
@@ -68,6 +77,12 @@ class Checker:
                 pieces = [PieceIndex(piece) for piece, state in enumerate(held.states) if state in ON_DISK]
                 bad[held.ref.info_hash] = await self._check(held, pieces, Rate(0))
         return bad
+
+    async def _take_in(self) -> None:
+        await self._go_through(lambda state: state == CLAIMED)
+        for kind, info_hash in list(self._store.strays):
+            await trio.lowlevel.checkpoint_if_cancelled()
+            await self._adopt(kind, info_hash)
 
     async def _go_through(self, is_due: Callable[[int], bool]) -> None:
         for held in _in_order(self._store.all()):
@@ -94,7 +109,9 @@ class Checker:
             held = self._store.add(TorrentRef(info_hash, metainfo.length, kind), metainfo.piece_length)
             for start in range(0, held.piece_count, BATCH_PIECES):
                 batch = [PieceIndex(p) for p in range(start, min(start + BATCH_PIECES, held.piece_count))]
-                right = await trio.to_thread.run_sync(self._store.right_pieces, held, metainfo, batch)
+                right = await trio.to_thread.run_sync(
+                    right_pieces, self._store.path(held.ref), held, metainfo, batch
+                )
                 self._store.claim(held, [piece for piece in right if held.states[piece] == MISSING])
                 await self._rate.take(sum(map(held.span, batch)))
         except CacheError as error:
@@ -111,8 +128,8 @@ class Checker:
         bad = 0
         for start in range(0, len(pieces), BATCH_PIECES):
             batch = pieces[start : start + BATCH_PIECES]
-            digests = await trio.to_thread.run_sync(self._store.digests, held, batch)
-            bad += self._store.judge(held, zip(batch, digests, strict=True))
+            found = await trio.to_thread.run_sync(digests, self._store.path(held.ref), held, batch)
+            bad += self._store.judge(held, zip(batch, found, strict=True))
             torrent = self._torrents.get(held.ref.info_hash)
             if held.lost and torrent is not None:
                 self._torrents.repair(torrent)  # or peers are sent what is damaged

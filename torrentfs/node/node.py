@@ -159,18 +159,18 @@ class Node:
 
     def pins(self) -> Collection[str]:
         """Return the labels under which something is pinned."""
-        return self._store.pins
+        return self._store.pins.labels
 
     def pin(self, label: str, info_hashes: Iterable[InfoHash]) -> None:
         """Have torrents stay in the cache, here or not yet, in place of what *label* stood for.
 
         Raises: CacheError.
         """
-        self._store.pin(label, info_hashes)
+        self._store.pins.pin(label, info_hashes)
 
     def unpin(self, label: str) -> None:
         """Take `pin` back. Raises: CacheError."""
-        self._store.pin(label, ())
+        self._store.pins.pin(label, ())
 
     async def evict(self, info_hashes: Collection[InfoHash]) -> None:
         """Have torrents go, but for what is pinned or under way. Raises: CacheError."""
@@ -229,10 +229,18 @@ class Node:
         while True:
             await trio.sleep(CHECKPOINT_INTERVAL_S)
             try:
+                if self._store.is_lost:
+                    await self._heal()
                 self._store.flush_uses()
                 await trio.to_thread.run_sync(self._store.checkpoint)
             except CacheError as error:
                 _LOG.warning("%s", error)
+
+    async def _heal(self) -> None:
+        """Raises: CacheError: it is not there again yet."""
+        await self._fetcher.room.heal()
+        _LOG.warning("the cache %s had vanished: what is there now is in use", self._store.directory)
+        self._checker.begin_again()
 
 
 def _swarm_maker(settings: NodeSettings) -> Callable[[SwarmEvents], Swarm]:

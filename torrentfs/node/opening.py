@@ -6,7 +6,7 @@ Bytes from a mirror are checked against the info-hash before anything else looks
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 import trio
@@ -74,7 +74,7 @@ class Opening:
         """Set the deadline after `readers` or `expected_until` has changed."""
         self.scope.deadline = float("inf") if self.readers else max(now, self.expected_until)
 
-    async def run(self, store: Store, opened: Callable[["Opening", Metainfo], None]) -> None:
+    async def run(self, store: Store, opened: Callable[["Opening", Metainfo], Awaitable[None]]) -> None:
         """Get the metainfo and hand it to *opened*, or set `error`. `done` is the caller's to set."""
         try:
             with self.scope:
@@ -82,7 +82,7 @@ class Opening:
                 _check(metainfo, self.ref)
                 # A thread's result comes even to who is cancelled, and the swarm may have closed meanwhile.
                 await trio.lowlevel.checkpoint_if_cancelled()
-                opened(self, metainfo)
+                await opened(self, metainfo)
         except (CacheError, FormatError) as error:
             self.error = error
 

@@ -20,7 +20,7 @@ from torrentfs.errors import CacheError
 from torrentfs.node.state import BLOCK
 from torrentfs.repository.metainfo import InfoHash, Kind
 
-LEAVING = "leaving"
+LEAVING, LOCK = "leaving", "lock"
 _HEX = re.compile("[0-9a-f]{64}", re.ASCII)
 
 
@@ -36,7 +36,7 @@ def lay_out(directory: Path) -> None:
 
 def lock(directory: Path) -> int:
     """Return the lock, a descriptor. Raises: CacheError: another daemon has it; OSError."""
-    path = directory / "lock"
+    path = directory / LOCK
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

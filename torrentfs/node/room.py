@@ -96,6 +96,18 @@ class Room:
         except (CacheError, OSError) as error:
             _LOG.warning("the cache %s is larger than it may be: %s", self._store.directory, error)
 
+    async def heal(self) -> None:
+        """Take into use what is at the cache's place now. Raises: CacheError."""
+        async with self._one_at_a_time:
+            try:
+                self._store.heal()
+            finally:
+                for held in self._store.all():
+                    torrent = self._torrents.get(held.ref.info_hash)
+                    if held.lost and torrent is not None:
+                        self._torrents.repair(torrent)
+        await self.tidy()
+
     async def evict(self, info_hashes: Collection[InfoHash]) -> None:
         """Have torrents go but for what is pinned or under way.
 
@@ -109,7 +121,7 @@ class Room:
 
     def capacity(self) -> float:
         """Return how many bytes the cache could hold if all that may go went."""
-        stays = sum(held.cached for held in self._store.all() if self._store.is_pinned(held))
+        stays = sum(held.cached for held in self._store.all() if held.ref.info_hash in self._store.pins)
         return self.left() + self._store.cached - stays
 
     @staticmethod
@@ -151,11 +163,13 @@ class Room:
                 continue
             freed += held.cached
             self._store.remove(held)
+            self._torrents.leaving.add(held.ref.info_hash)
         try:
             if freed:
                 await self._in_thread(self._store.empty)
         finally:
             self._store.going -= freed
+            self._torrents.left()
         return freed
 
     async def _thin_out(self, batch: float, among: Sequence[Held]) -> int:
@@ -202,7 +216,7 @@ class Room:
     def _by_age(self) -> list[Held]:
         """Return what may go, read longest ago first, manifests last: they are small, and all need them."""
         return sorted(
-            (held for held in self._store.all() if not self._store.is_pinned(held)),
+            (held for held in self._store.all() if held.ref.info_hash not in self._store.pins),
             key=lambda held: (held.ref.kind is Kind.MANIFEST, held.read_at, held.used_s),
         )
 
@@ -224,10 +238,10 @@ class Room:
             await trio.to_thread.run_sync(work, *arguments)
         except FileNotFoundError:
             return True  # somebody deleted it before us
-        except OSError as error:
-            if error.errno == errno.EOPNOTSUPP:
+        except (OSError, CacheError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EOPNOTSUPP:
                 self._has_holes = False
-            _LOG.warning("cannot make room in the cache %s: %s", self._store.directory, error.strerror)
+            _LOG.warning("cannot make room in the cache %s: %s", self._store.directory, error)
             return False
         return True
 

@@ -1,12 +1,15 @@
 """This module remembers in SQLite which pieces a cache holds, with a checksum each; the pieces lie elsewhere.
 
-Write-ahead log, no fsync on commit: SIGKILL loses nothing, a power cut may lose the last claims (the cache
-forgets) or keep claims whose data is gone (the checksum tells at the first read). One thread at a time, but
-for `checkpoint`.
+Write-ahead log, no fsync on commit. A claim is fresh until its data has reached the disk (`settle`). SIGKILL
+loses nothing, for the kernel has what was written. After a power cut, which the kernel's boot ID tells of
+(proc_sys_kernel(5)), fresh claims are forgotten; the others are true of the files, as nothing is taken from a
+file before it is on disk that it is not claimed any more (`sync`). One thread at a time, but for what says
+otherwise.
 """
 
 import contextlib
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +20,14 @@ from torrentfs.repository.metainfo import InfoHash, Kind, PieceIndex, TorrentRef
 
 _LOG = logging.getLogger(__name__)
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 BLOCK = 512
 """What st_blocks counts in (inode(7))."""
 DIGEST_LENGTH = 16
 """xxh3_128."""
+SETTLE_ROWS = 256
+"""So many claims are settled in one transaction: others that write meanwhile wait for some ms."""
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _SCHEMA = f"""
 CREATE TABLE torrents (
@@ -40,15 +46,30 @@ CREATE TABLE pieces (
 ) WITHOUT ROWID;
 PRAGMA user_version = 1;
 """
-_PINS = f"""
+_PINS = """
 CREATE TABLE pins (
     label TEXT NOT NULL,
     info_hash BLOB NOT NULL CHECK (length(info_hash) = 32),
     PRIMARY KEY (label, info_hash)
 ) WITHOUT ROWID;
-PRAGMA user_version = {STATE_VERSION};
+PRAGMA user_version = 2;
 """
 """What version 2 has besides."""
+_FRESH = f"""
+CREATE TABLE fresh (
+    sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+    torrent INTEGER NOT NULL,
+    piece INTEGER NOT NULL CHECK (piece >= 0),
+    digest BLOB NOT NULL CHECK (length(digest) = {DIGEST_LENGTH}),
+    UNIQUE (torrent, piece)
+);
+CREATE TABLE boot (id TEXT NOT NULL);
+PRAGMA user_version = {STATE_VERSION};
+"""
+"""What version 3 has besides: claims whose data may not be on disk, and under which boot they were made."""
+_STEPS = (_SCHEMA, _PINS, _FRESH)
+"""What makes each version of the one before."""
+_CLAIMS = ("pieces", "fresh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +118,13 @@ class State:
 
     def pieces(self, number: int) -> list[tuple[PieceIndex, bytes]]:
         """Return the pieces held of a torrent, with their checksums."""
-        query = "SELECT piece, digest FROM pieces WHERE torrent = ?"
+        query = "SELECT piece, digest FROM {} WHERE torrent = ?"
         with self._translated():
-            return self._connection.execute(query, (number,)).fetchall()
+            return [
+                row
+                for table in _CLAIMS
+                for row in self._connection.execute(query.format(table), (number,)).fetchall()
+            ]
 
     def add(self, ref: TorrentRef, piece_length: int) -> int:
         """Write down a torrent and return its number."""
@@ -112,27 +137,27 @@ class State:
         return cursor.lastrowid
 
     def claim(self, number: int, pieces: Iterable[tuple[PieceIndex, bytes]]) -> None:
-        """Write down pieces with their checksums, in one transaction."""
+        """Write down pieces with their checksums, in one transaction; their data need not be on disk yet."""
         rows = [(number, piece, digest) for piece, digest in pieces]
-        self._transact("INSERT OR REPLACE INTO pieces VALUES (?, ?, ?)", rows)
+        self._transact(["INSERT OR REPLACE INTO fresh (torrent, piece, digest) VALUES (?, ?, ?)"], rows)
 
     def drop(self, number: int, pieces: Iterable[PieceIndex]) -> None:
         """Forget pieces."""
-        self._transact(
-            "DELETE FROM pieces WHERE torrent = ? AND piece = ?", [(number, piece) for piece in pieces]
-        )
+        queries = [f"DELETE FROM {table} WHERE torrent = ? AND piece = ?" for table in _CLAIMS]
+        self._transact(queries, [(number, piece) for piece in pieces])
 
     def used(self, uses: Iterable[tuple[int, int]]) -> None:
         """Write down when torrents were last read: (number, Unix seconds)."""
         self._transact(
-            "UPDATE torrents SET used = ? WHERE number = ?", [(when, number) for number, when in uses]
+            ["UPDATE torrents SET used = ? WHERE number = ?"], [(when, number) for number, when in uses]
         )
 
     def remove(self, number: int) -> None:
         """Forget a torrent and its pieces, in one transaction."""
-        with self._translated(), self._transaction():
-            for query in ("DELETE FROM pieces WHERE torrent = ?", "DELETE FROM torrents WHERE number = ?"):
-                self._connection.execute(query, (number,))
+        with self._translated(), _transaction(self._connection):
+            for table in _CLAIMS:
+                self._connection.execute(f"DELETE FROM {table} WHERE torrent = ?", (number,))
+            self._connection.execute("DELETE FROM torrents WHERE number = ?", (number,))
 
     def pins(self) -> list[tuple[str, InfoHash]]:
         """Return what is pinned, and under which label."""
@@ -141,10 +166,45 @@ class State:
 
     def pin(self, label: str, info_hashes: Iterable[InfoHash]) -> None:
         """Pin torrents under *label*, in place of what was."""
-        with self._translated(), self._transaction():
+        with self._translated(), _transaction(self._connection):
             self._connection.execute("DELETE FROM pins WHERE label = ?", (label,))
             rows = [(label, info_hash) for info_hash in info_hashes]
             self._connection.executemany("INSERT OR IGNORE INTO pins VALUES (?, ?)", rows)
+
+    def sync(self) -> None:
+        """Have all that was written down survive a power cut. Waits for the disk, hence for a thread."""
+        with contextlib.suppress(FileNotFoundError):
+            # Not the database itself: closing another descriptor of that would end SQLite's locks (fcntl(2)).
+            log = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fdatasync(log)
+            except OSError as error:
+                raise CacheError(f"cannot use {self._path}: {error.strerror}") from error
+            finally:
+                os.close(log)
+
+    def settle(self, sync: Callable[[TorrentRef], None]) -> None:
+        """Have claims survive a power cut, once *sync* has put their torrent's data on disk. Waits for the
+        disk, hence for a thread; claims go on meanwhile.
+
+        Claims are lost of a torrent whose data cannot be synced (OSError), as nobody knows what is on disk.
+        """
+        query = (
+            "SELECT number, info_hash, length, kind, max(sequence) FROM fresh JOIN torrents"
+            " ON torrent = number GROUP BY number"
+        )
+        with self._translated(), contextlib.closing(_connect(self._path)) as connection:
+            for number, info_hash, length, kind, last in connection.execute(query).fetchall():
+                try:
+                    sync(TorrentRef(InfoHash(info_hash), length, Kind(kind)))
+                except OSError as error:
+                    if not isinstance(error, FileNotFoundError):
+                        _LOG.warning("data of %s may be lost: %s", info_hash.hex(), error.strerror)
+                    gone = (number, last)
+                    connection.execute("DELETE FROM fresh WHERE torrent = ? AND sequence <= ?", gone)
+                    continue
+                while _settle_some(connection, number, last):
+                    pass
 
     def checkpoint(self) -> None:
         """Move the log into the database. Waits for the disk, hence for a thread; claims go on meanwhile."""
@@ -156,20 +216,10 @@ class State:
         with self._translated():
             self._connection.close()
 
-    def _transact(self, query: str, rows: Sequence[tuple[object, ...]]) -> None:
-        with self._translated(), self._transaction():
-            self._connection.executemany(query, rows)
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        except sqlite3.Error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
+    def _transact(self, queries: Sequence[str], rows: Sequence[tuple[object, ...]]) -> None:
+        with self._translated(), _transaction(self._connection):
+            for query in queries:
+                self._connection.executemany(query, rows)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -177,6 +227,30 @@ class State:
             yield
         except sqlite3.Error as error:
             raise CacheError(f"cannot use {self._path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except sqlite3.Error:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _settle_some(connection: sqlite3.Connection, number: int, last: int) -> bool:
+    """Move some fresh claims of a torrent, up to *last*, to the others; return whether there were any."""
+    query = "SELECT sequence FROM fresh WHERE torrent = ? AND sequence <= ? ORDER BY sequence LIMIT ?"
+    with _transaction(connection):
+        rows = connection.execute(query, (number, last, SETTLE_ROWS)).fetchall()
+        connection.executemany(
+            "INSERT OR REPLACE INTO pieces SELECT torrent, piece, digest FROM fresh WHERE sequence = ?", rows
+        )
+        connection.executemany("DELETE FROM fresh WHERE sequence = ?", rows)
+    return bool(rows)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -193,31 +267,42 @@ def _open(path: Path) -> tuple[sqlite3.Connection, list[TorrentRow]]:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version in {0, 1}:
-            schema = _PINS if version == 1 else _SCHEMA + _PINS
-            connection.executescript(f"BEGIN IMMEDIATE; {schema} COMMIT;")
-        elif version != STATE_VERSION:
+        if not 0 <= version <= STATE_VERSION:
             raise CacheError(
                 f"{path} is of version {version}, this release reads {STATE_VERSION}: use another cache"
             )
+        for step in _STEPS[version:]:
+            connection.executescript(f"BEGIN IMMEDIATE; {step} COMMIT;")
+        _forget_lost(connection)
         return connection, _rows(connection)
     except BaseException:
         connection.close()
         raise
 
 
+def _forget_lost(connection: sqlite3.Connection) -> None:
+    """Forget claims whose data the kernel had not written yet when it ended."""
+    boot = BOOT_ID.read_text().strip()
+    if connection.execute("SELECT id FROM boot").fetchall() == [(boot,)]:
+        return
+    with _transaction(connection):
+        connection.execute("DELETE FROM fresh")
+        connection.execute("DELETE FROM boot")
+        connection.execute("INSERT INTO boot VALUES (?)", (boot,))
+
+
 def _rows(connection: sqlite3.Connection) -> list[TorrentRow]:
     """Read every torrent with what it holds: 400,000 pieces (100 GB) take 30 ms, and damage shows."""
-    counts: Callable[[int], tuple[int, int]] = {
-        number: (count, last)
-        for number, count, last in connection.execute(
-            "SELECT torrent, count(digest), max(piece) FROM pieces GROUP BY torrent"
-        )
-    }.get  # type: ignore[assignment]
+    counts: dict[int, tuple[int, int]] = {}
+    for table in _CLAIMS:
+        query = f"SELECT torrent, count(digest), max(piece) FROM {table} GROUP BY torrent"
+        for number, count, last in connection.execute(query):
+            count_before, last_before = counts.get(number, (0, -1))
+            counts[number] = count_before + count, max(last, last_before)
     query = "SELECT number, info_hash, kind, length, piece_length, used FROM torrents"
     rows = []
     for number, info_hash, kind, length, piece_length, used_s in connection.execute(query):
-        count, last = counts(number) or (0, -1)
+        count, last = counts.get(number, (0, -1))
         overhang = max(0, (last + 1) * piece_length - length)
         ref = TorrentRef(InfoHash(info_hash), length, Kind(kind))
         rows.append(TorrentRow(number, ref, piece_length, count * piece_length - overhang, used_s))

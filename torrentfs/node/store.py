@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,9 +16,11 @@ import xxhash
 
 from torrentfs.errors import CacheError
 from torrentfs.node import place
+from torrentfs.node.files import OpenFiles
 from torrentfs.node.held import CHECKED, CLAIMED, IN_MEMORY, MISSING, ON_DISK, Held
 from torrentfs.node.holes import punch
-from torrentfs.node.state import BLOCK, DIGEST_LENGTH, State
+from torrentfs.node.pins import Pins
+from torrentfs.node.state import BLOCK, DIGEST_LENGTH, State, TorrentRow
 from torrentfs.repository.metainfo import TORRENT_LENGTH_MAX, InfoHash, Kind, Metainfo, PieceIndex, TorrentRef
 
 _LOG = logging.getLogger(__name__)
@@ -49,13 +51,25 @@ class Store:
         """Reads and claims since this start: the clock of what was read when."""
         self._rest = 0
         """Bytes of the disk that all but pieces and state take: metainfo, and what the daemon keeps here."""
-        self._open_files_max = open_files_max
         self._pieces_in_memory_max = pieces_in_memory_max
         self._in_memory: OrderedDict[tuple[Held, PieceIndex], None] = OrderedDict()
-        self._files: OrderedDict[InfoHash, int] = OrderedDict()
+        self._files = OpenFiles(self.path, open_files_max)
         self._held: dict[InfoHash, Held] = {}
         self._unread: set[InfoHash] = set()
         self._used: set[Held] = set()
+        self._removed: list[Path] = []
+        self._lock = -1
+        self.overgrown: dict[InfoHash, int] = {}
+        """Torrents whose files take more of the disk than is claimed of them, and how many bytes: a kill came
+        between a piece and its claim, or between its eviction and its hole.
+        """
+        self.strays: dict[tuple[Kind, InfoHash], int] = {}
+        """Data that the state does not know, and its bytes on disk: perhaps the state was lost."""
+        self._open()
+
+    def _open(self) -> None:
+        """Raises: CacheError."""
+        directory = self.directory
         try:
             place.lay_out(directory)
             self._lock = place.lock(directory)
@@ -63,56 +77,67 @@ class Store:
             raise CacheError(f"cannot use the cache {directory}: {error.strerror or error}") from error
         try:
             self._state = State(directory / "state.sqlite")
-        except BaseException:
-            os.close(self._lock)
-            raise
-        self._pins: dict[str, frozenset[InfoHash]] = {}
-        for label, info_hash in self._state.pins():
-            self._pins[label] = self._pins.get(label, frozenset()) | {InfoHash(info_hash)}
-        for row in self._state.rows:
-            held = Held(row.ref, row.piece_length, row.number, row.cached, row.used_s)
-            self._held[row.ref.info_hash] = held
-            self._unread.add(row.ref.info_hash)
-            self.cached += row.cached
-        self.overgrown: dict[InfoHash, int] = {}
-        """Torrents whose files take more of the disk than is claimed of them, and how many bytes: a kill came
-        between a piece and its claim, or between its eviction and its hole.
-        """
-        self.strays: dict[tuple[Kind, InfoHash], int] = {}
-        """Data that the state does not know, and its bytes on disk: perhaps the state was lost."""
-        try:
+            self.pins = Pins(self._state)
+            for row in self._state.rows:
+                if not row.cached or self.path(row.ref).exists():
+                    self._know(row)
+                else:
+                    self._state.remove(row.number)
             self._look_for_overgrown()
             self.strays = place.strays(directory, {self.path(held.ref) for held in self._held.values()})
             self._rest = place.measure(directory)
         except OSError as error:
             _LOG.warning("the cache %s may hold more than it knows: %s", directory, error)
+        except BaseException:
+            os.close(self._lock)
+            self._lock = -1
+            raise
+
+    def _know(self, row: TorrentRow) -> None:
+        """Take in what is claimed of a torrent."""
+        held = self._held.get(row.ref.info_hash)
+        if held is None or held.ref != row.ref or held.piece_length != row.piece_length:
+            held = self._held[row.ref.info_hash] = Held(row.ref, row.piece_length, row.number)
+        held.number, held.used_s = row.number, row.used_s
+        self._unread.add(row.ref.info_hash)
+        self._account(held, row.cached)
+
+    @property
+    def is_lost(self) -> bool:
+        """Tell whether the cache's place has vanished since it was taken into use, or holds another one."""
+        try:
+            found, own = (self.directory / place.LOCK).stat(), os.fstat(self._lock)
+        except OSError:
+            return True
+        return (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino)
+
+    def heal(self) -> None:
+        """Take into use what is at the cache's place now. `Held.lost` tells what the swarm must give up, also
+        of what is claimed there; nothing must be leaving.
+
+        Raises:
+            CacheError: another daemon uses it, or the disk refuses: everything goes through memory.
+        """
+        self._leave()
+        for held, piece in list(self._in_memory):
+            self._let_go(held, piece)
+        for held in self._held.values():
+            held.lost += [PieceIndex(piece) for piece, state in enumerate(held.states) if state in ON_DISK]
+            held.states[:] = bytes(held.piece_count)
+            held.number = 0
+            self._account(held, -held.cached)
+        self._unread.clear()
+        self.overgrown.clear()
+        before = list(self._held.values())
+        self._open()
+        for held in before:
+            if held.ref.info_hash in self._unread:
+                self._read_states(held)
 
     @property
     def used(self) -> int:
         """Bytes that the cache takes of its disk, whatever for."""
         return self.cached + self.going + self._rest + self._state.length + sum(self.strays.values())
-
-    @property
-    def pins(self) -> Collection[str]:
-        """Labels under which something is pinned."""
-        return self._pins.keys()
-
-    def pin(self, label: str, info_hashes: Iterable[InfoHash]) -> None:
-        """Have torrents stay, here or not yet, until *label* is given to others, or to none.
-
-        Raises:
-            CacheError: the disk refuses.
-        """
-        pinned = frozenset(info_hashes)
-        self._state.pin(label, pinned)
-        if pinned:
-            self._pins[label] = pinned
-        else:
-            self._pins.pop(label, None)
-
-    def is_pinned(self, held: Held) -> bool:
-        """Tell whether a torrent is to stay."""
-        return any(held.ref.info_hash in pinned for pinned in self._pins.values())
 
     def path(self, ref: TorrentRef) -> Path:
         """Return where a torrent's data lies."""
@@ -158,8 +183,9 @@ class Store:
     def give_back(self, held: Held, pieces: Iterable[PieceIndex]) -> None:
         """Make holes of *pieces*, which are leaving. Waits for the disk: call it from a thread.
 
-        Raises: OSError.
+        Raises: OSError; CacheError: the disk refuses.
         """
+        self._state.sync()
         file = os.open(self.path(held.ref), os.O_WRONLY | os.O_CLOEXEC)
         try:
             for piece in pieces:
@@ -168,7 +194,7 @@ class Store:
             os.close(file)
 
     def remove(self, held: Held) -> None:
-        """Forget a whole torrent; its data is put aside for `empty`.
+        """Forget a whole torrent; `empty` deletes its data. Until then nobody may write there anew.
 
         Raises:
             CacheError: the disk refuses.
@@ -183,18 +209,20 @@ class Store:
         del self._held[held.ref.info_hash]
         self._unread.discard(held.ref.info_hash)
         self._used.discard(held)
-        file = self._files.pop(held.ref.info_hash, None)
-        if file is not None:
-            os.close(file)
-        try:
-            place.put_aside(self.directory, self.path(held.ref))
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise CacheError(f"cannot remove {self.path(held.ref)}: {error.strerror}") from error
+        self._files.close(held.ref.info_hash)
+        self._removed.append(self.path(held.ref))
 
     def empty(self) -> None:
-        """Delete what was put aside. Call it from a thread. Raises: OSError."""
+        """Delete what was removed, now or by an earlier start. Waits for the disk: call it from a thread.
+
+        Raises: OSError; CacheError: the disk refuses.
+        """
+        removed, self._removed = self._removed, []
+        if removed:
+            self._state.sync()
+        for path in removed:
+            with suppress(FileNotFoundError):
+                place.put_aside(self.directory, path)
         place.empty(self.directory)
 
     def read(self, held: Held, offset: int, length: int) -> bytes | None:
@@ -207,7 +235,7 @@ class Store:
                 return self._read_mixed(held, offset, length)
             if not self.check(held, offset, length):
                 return None
-            data = self._pread(held, offset, length)
+            data = self._files.pread(held.ref, length, offset)
         except CacheError as error:
             _LOG.warning("%s: it is fetched again", error)
             self._unclaim(held, held.pieces(offset, length))
@@ -244,7 +272,7 @@ class Store:
             if held.states[piece] == IN_MEMORY:
                 data += memoryview(held.in_memory[piece])[start:end]
             elif held.states[piece] == CHECKED or self._check(held, piece):
-                data += self._pread(held, piece * held.piece_length + start, end - start)
+                data += self._files.pread(held.ref, end - start, piece * held.piece_length + start)
             else:
                 return None
         return bytes(data) if len(data) == length else None
@@ -260,20 +288,6 @@ class Store:
             if states[piece] != CHECKED and not self._check(held, PieceIndex(piece)):
                 return False
         return True
-
-    def digests(self, held: Held, pieces: Iterable[PieceIndex]) -> list[bytes]:
-        """Return the checksums of *pieces* on disk, b"" of what is not there. From any thread.
-
-        Raises:
-            CacheError: the disk refuses.
-        """
-        try:
-            with self.path(held.ref).open("rb", buffering=0) as file:
-                return [_digest(file.fileno(), held, piece) for piece in pieces]
-        except FileNotFoundError:
-            return [b"" for _ in pieces]
-        except OSError as error:
-            raise CacheError(f"cannot read {self.path(held.ref)}: {error.strerror}") from error
 
     def judge(self, held: Held, digests: Iterable[tuple[PieceIndex, bytes]]) -> int:
         """Believe pieces whose checksums were found right, drop the others; return how many those were.
@@ -305,26 +319,6 @@ class Store:
             place.put_aside(self.directory, path)
         except OSError as error:
             raise CacheError(f"cannot remove {path}: {error.strerror}") from error
-
-    def right_pieces(self, held: Held, metainfo: Metainfo, pieces: Iterable[PieceIndex]) -> list[PieceIndex]:
-        """Return those of *pieces* whose bytes on disk match their signed hash. From any thread.
-
-        Raises:
-            CacheError: the disk refuses.
-        """
-        try:
-            with self.path(held.ref).open("rb", buffering=0) as file:
-                return [
-                    piece
-                    for piece in pieces
-                    if metainfo.verify(
-                        piece, os.pread(file.fileno(), held.span(piece), piece * held.piece_length)
-                    )
-                ]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise CacheError(f"cannot read {self.path(held.ref)}: {error.strerror}") from error
 
     def claim(self, held: Held, pieces: Iterable[PieceIndex]) -> None:
         """Write down pieces that the swarm has verified and written; only then may readers have them.
@@ -413,10 +407,23 @@ class Store:
                 held.used_s = now_s
             self._state.used([(held.number, now_s) for held in used])
 
-    def checkpoint(self) -> None:
-        """Let the state's log not grow, and see what others' files take here (5 µs each). Waits for the disk:
-        call it from a thread.
+    def sync(self) -> None:
+        """Have what was pinned, and what was forgotten, survive a power cut. Waits for the disk: call it from
+        a thread.
+
+        Raises:
+            CacheError: the disk refuses.
         """
+        self._state.sync()
+
+    def checkpoint(self) -> None:
+        """Have claims survive a power cut, the state's log not grow, and see what others' files take here
+        (5 µs each). Waits for the disk: call it from a thread.
+
+        Raises:
+            CacheError: the disk refuses.
+        """
+        self._state.settle(self._sync_data)
         self._state.checkpoint()
         self._rest = place.measure(self.directory)
 
@@ -426,13 +433,17 @@ class Store:
             self.flush_uses()
         except CacheError as error:  # what was used when is all that is lost
             _LOG.warning("%s", error)
+        self._leave()
+
+    def _leave(self) -> None:
         try:
             self._state.close()
-        finally:
-            for file in self._files.values():
-                os.close(file)
-            self._files.clear()
+        except CacheError as error:
+            _LOG.warning("%s", error)
+        self._files.close_all()
+        if self._lock >= 0:
             os.close(self._lock)
+        self._lock = -1
 
     def _read_states(self, held: Held) -> None:
         """Read the claims of an earlier start: 4 ms for a pack of 1 GiB, at its first use."""
@@ -466,6 +477,14 @@ class Store:
         for piece in range(offset // piece_length, (offset + length - 1) // piece_length + 1):
             held.touched[piece] = self.reads
 
+    def _sync_data(self, ref: TorrentRef) -> None:
+        """Raises: OSError."""
+        file = os.open(self.path(ref), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fdatasync(file)
+        finally:
+            os.close(file)
+
     def _look_for_overgrown(self) -> None:
         for held in self._held.values():
             with suppress(FileNotFoundError):
@@ -478,9 +497,8 @@ class Store:
         """Let go of a file that was deleted under us: the swarm writes into a new one, of which our
         descriptor would show nothing but holes.
         """
-        file = self._files.get(held.ref.info_hash)
-        if file is not None and os.fstat(file).st_nlink == 0:
-            os.close(self._files.pop(held.ref.info_hash))
+        if self._files.is_deleted(held.ref.info_hash):
+            self._files.close(held.ref.info_hash)
             self.drop(held, map(PieceIndex, range(held.piece_count)))
 
     def _check(self, held: Held, piece: PieceIndex) -> bool:
@@ -495,32 +513,5 @@ class Store:
 
     def _digest(self, held: Held, piece: PieceIndex) -> bytes:
         """Return the checksum of a piece on disk, b"" if it is not all there."""
-        data = self._pread(held, piece * held.piece_length, held.span(piece))
+        data = self._files.pread(held.ref, held.span(piece), piece * held.piece_length)
         return xxhash.xxh3_128_digest(data) if len(data) == held.span(piece) else b""
-
-    def _pread(self, held: Held, offset: int, length: int) -> bytes:
-        """Read what there is, b"" of a file that is gone."""
-        try:
-            return os.pread(self._file(held.ref), length, offset)
-        except FileNotFoundError:
-            return b""
-        except OSError as error:
-            if (file := self._files.pop(held.ref.info_hash, None)) is not None:
-                os.close(file)  # the next read opens it anew: an administrator may have mended something
-            raise CacheError(f"cannot read {self.path(held.ref)}: {error.strerror}") from error
-
-    def _file(self, ref: TorrentRef) -> int:
-        file = self._files.get(ref.info_hash)
-        if file is not None:
-            self._files.move_to_end(ref.info_hash)
-            return file
-        file = os.open(self.path(ref), os.O_RDONLY | os.O_CLOEXEC)
-        self._files[ref.info_hash] = file
-        if len(self._files) > self._open_files_max:
-            os.close(self._files.popitem(last=False)[1])
-        return file
-
-
-def _digest(file: int, held: Held, piece: PieceIndex) -> bytes:
-    data = os.pread(file, held.span(piece), piece * held.piece_length)
-    return xxhash.xxh3_128_digest(data) if len(data) == held.span(piece) else b""

@@ -40,6 +40,9 @@ class Torrents:
         self._torrents: dict[InfoHash, Torrent] = {}
         self._openings: dict[InfoHash, Opening] = {}
         self._mirrors: dict[str, Mirror] = {}
+        self.leaving: set[InfoHash] = set()
+        """Torrents whose data is being deleted: they are not opened before that is done."""
+        self._left = trio.Event()
 
     def get(self, info_hash: InfoHash) -> Torrent | None:
         """Return a torrent that is open."""
@@ -138,6 +141,12 @@ class Torrents:
         self._swarm.remove(info_hash)
         return True
 
+    def left(self) -> None:
+        """Take note that nothing is leaving any more."""
+        self.leaving.clear()
+        self._left.set()
+        self._left = trio.Event()
+
     async def close(self) -> None:
         """Close the connections to mirrors."""
         for mirror in self._mirrors.values():
@@ -154,7 +163,9 @@ class Torrents:
             if self._openings.get(opening.ref.info_hash) is opening:
                 del self._openings[opening.ref.info_hash]
 
-    def _add(self, opening: Opening, metainfo: Metainfo) -> None:
+    async def _add(self, opening: Opening, metainfo: Metainfo) -> None:
+        while metainfo.info_hash in self.leaving:
+            await self._left.wait()
         held = self._store.add(opening.ref, metainfo.piece_length)
         torrent = Torrent(metainfo, held, readahead_pieces_max=self._settings.readahead_pieces_max)
         torrent.learn(opening.mirrors, opening.peers)
