@@ -2,8 +2,12 @@
 
 import os
 import random
+import shutil
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -242,7 +246,13 @@ async def test_many_readers_of_more_than_fits_all_get_their_bytes(tmp_path: Path
         assert taken(tmp_path) <= 3 * PIECE_LENGTH + OVERHEAD
 
 
-READS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 8), st.booleans()), min_size=1, max_size=25)
+PACK, PIECE = st.integers(0, 2), st.integers(0, 8)
+STEP = st.one_of(
+    st.tuples(st.just("read"), PACK, PIECE, st.integers(1, 3)),
+    st.tuples(st.sampled_from(["evict", "pin", "unpin"]), PACK),
+    st.tuples(st.just("restart"), st.sampled_from(["end", "kill"]), st.lists(st.tuples(PACK, PIECE))),
+)
+"""Restarts: how the node ends, and which pieces the disk damages then."""
 
 
 @pytest.fixture
@@ -250,25 +260,79 @@ def directories(tmp_path: Path) -> Iterator[Path]:
     return (tmp_path / str(number) for number in range(10_000))
 
 
-@given(reads=READS, pieces=st.integers(1, 12))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_reads_and_restarts_give_right_bytes_within_bounds(
-    directories: Iterator[Path], reads: list[tuple[int, int, bool]], pieces: int
+@pytest.mark.warns("damaged on disk")
+@pytest.mark.warns("reading through memory")
+@pytest.mark.warns("is larger than it may be")
+@given(steps=st.lists(STEP, min_size=1, max_size=30), pieces=st.integers(1, 12))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_happens_reads_give_right_bytes_and_the_cache_stays_within_bounds(
+    directories: Iterator[Path], steps: list[tuple[Any, ...]], pieces: int
 ) -> None:
-    directory = next(directories)
+    """A model of the cache is simple: right bytes, bounds, pinned pieces stay but for damage and ends."""
+    directory, pinned = next(directories), dict.fromkeys(range(3), False)
 
-    async def some(steps: list[tuple[int, int, bool]]) -> None:
+    async def live(left: list[tuple[Any, ...]]) -> tuple[Any, ...] | None:
         async with world(directory, bounded(pieces)) as w:
             view = await served(w)
-            for pack, piece, _ in steps:
-                await read_piece(view, PACKS[pack], piece)
+            while left:
+                match step := left.pop(0):
+                    case ("read", pack, piece, count):
+                        await read_pieces(view, PACKS[pack], piece, count)
+                    case ("evict", pack):
+                        before = w.node.holdings().get(PACKS[pack].ref.info_hash, 0)
+                        await w.node.evict([PACKS[pack].ref.info_hash])
+                        after = w.node.holdings().get(PACKS[pack].ref.info_hash, 0)
+                        assert after == (before if pinned[pack] else 0)
+                    case ("pin", pack):
+                        pinned[pack] = True
+                        w.node.pin(str(pack), [PACKS[pack].ref.info_hash])
+                    case ("unpin", pack):
+                        pinned[pack] = False
+                        w.node.unpin(str(pack))
+                    case ("restart", how, _):
+                        if how == "kill":
+                            copy = directory.with_suffix(".copy")
+                            subprocess.run(["cp", "-a", "--sparse=always", directory, copy], check=True)
+                        return step
                 assert taken(directory) <= pieces * PIECE_LENGTH + OVERHEAD
+        return None
 
-    while reads:
-        ends = [number for number, (_, _, restarts) in enumerate(reads) if restarts]
-        end = ends[0] + 1 if ends else len(reads)
-        trio.run(some, reads[:end])
-        reads = reads[end:]
+    left = list(steps)
+    while restart := trio.run(live, left):
+        _, how, damages = restart
+        if how == "kill":  # what another process found there at that instant
+            shutil.rmtree(directory)
+            directory.with_suffix(".copy").rename(directory)
+        for pack, piece in damages:
+            damage(directory / PACKS[pack].ref.kind.url_path(PACKS[pack].ref.info_hash), piece)
+
+
+async def read_pieces(view: View, pack: Published, piece: int, count: int) -> None:
+    wanted = b"".join(data_of(pack, one) for one in range(piece, piece + count))
+    assert await read(view, pack.ref, piece * PIECE_LENGTH, len(wanted)) == wanted
+
+
+def damage(path: Path, piece: int) -> None:
+    """Flip a bit of a piece on disk, if it is there."""
+    with suppress(FileNotFoundError), path.open("r+b") as file:
+        file.seek(piece * PIECE_LENGTH + 77)
+        if byte := file.read(1):
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte[0] ^ 4]))
+
+
+@pytest.mark.warns("reading through memory: no room")
+async def test_a_read_longer_than_the_cache_comes_through_memory(tmp_path: Path) -> None:
+    """Pieces of it must not push out one another, neither on disk nor in memory."""
+    async with world(tmp_path, bounded(4, pieces_in_memory_max=2)) as w:
+        view = await served(w)
+        await read_piece(view, PACKS[1], 0)
+
+        await read_pieces(view, PACKS[0], 0, 9)
+
+        stats = await w.node.stats()
+        assert stats.bypassed >= 5 * PIECE_LENGTH
+        assert stats.cached <= 4 * PIECE_LENGTH
 
 
 async def test_what_a_kill_left_unclaimed_is_given_back(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ It is the last resort of one reader: no peers, nothing is kept for long, nothing
 """
 
 import logging
+from collections.abc import Sequence
 from contextlib import aclosing
 
 import trio
@@ -18,6 +19,8 @@ from torrentfs.repository.metainfo import PieceIndex
 
 _LOG = logging.getLogger(__name__)
 
+RANGE_LENGTH_MAX = 4 * 1024 * 1024
+"""What one request asks for at most."""
 AGAIN_S = 0.5
 """How long to wait when every mirror fails."""
 
@@ -29,32 +32,46 @@ class Bypass:
         self._store = store
         self._counts = counts
         self._one_at_a_time: dict[Torrent, trio.Lock] = {}
-        self._said = ""
+        self.trouble = ""
+        """Why, when that was needed last."""
 
-    async def bring(self, torrent: Torrent, piece: PieceIndex, why: CacheError) -> None:
-        """Have a piece in memory, whatever it takes; the caller bounds how long.
+    async def bring(self, torrent: Torrent, pieces: Sequence[PieceIndex], keep: int, why: CacheError) -> None:
+        """Have the first of *pieces* in memory, and those that follow it in the file. The caller bounds how
+        long, and needs *keep* pieces together.
 
         Raises:
-            CacheError: *why* it cannot come by way of the disk; no mirror has it.
+            CacheError: *why* they cannot come by way of the disk; no mirror has them.
         """
-        if str(why) != self._said:  # once a reason, not once a piece
-            self._said = str(why)
+        if str(why) != self.trouble:  # once a reason, not once a piece
+            self.trouble = str(why)
             _LOG.warning("reading through memory: %s", why)
         # Others that wait for the same piece get it too.
         lock = self._one_at_a_time.setdefault(torrent, trio.Lock())
         try:
             async with lock:
-                while torrent.held.states[piece] == MISSING:
-                    if not await self._ask(torrent, piece, why):
-                        await trio.sleep(AGAIN_S)
+                while run := self._run(torrent, pieces):
+                    if await self._ask(torrent, run, keep, why):
+                        return
+                    await trio.sleep(AGAIN_S)
         finally:
             if not lock.statistics().tasks_waiting and not lock.locked():
                 self._one_at_a_time.pop(torrent, None)
 
-    async def _ask(self, torrent: Torrent, piece: PieceIndex, why: CacheError) -> bool:
-        """Ask one mirror after the other; tell whether one sent the piece.
+    @staticmethod
+    def _run(torrent: Torrent, pieces: Sequence[PieceIndex]) -> list[PieceIndex]:
+        """Return the first of *pieces*, and what of them follows it, if that is not here yet."""
+        room = max(1, RANGE_LENGTH_MAX // torrent.held.piece_length)
+        run: list[PieceIndex] = []
+        for piece in pieces[:room]:
+            if torrent.held.states[piece] != MISSING or (run and piece != run[-1] + 1):
+                break
+            run.append(piece)
+        return run
 
-        Raises: CacheError: none has it.
+    async def _ask(self, torrent: Torrent, run: Sequence[PieceIndex], keep: int, why: CacheError) -> bool:
+        """Ask one mirror after the other; tell whether one sent the pieces.
+
+        Raises: CacheError: none has them.
         """
         info_hash, doubts = torrent.metainfo.info_hash, False
         for mirror in torrent.mirrors:
@@ -63,32 +80,40 @@ class Bypass:
                 doubts = True
                 continue
             try:
-                data = await self._fetch(mirror, torrent, piece)
+                found = await self._fetch(mirror, torrent, run)
             except MirrorError as error:
                 mirror.failed(error, info_hash, asked_at)
                 doubts = doubts or not error.absent
                 continue
             mirror.succeeded(info_hash)
-            self._counts.bypassed += len(data)
-            self._store.hold(torrent.held, piece, data)
+            for piece, data in found:
+                self._counts.bypassed += len(data)
+                self._store.hold(torrent.held, piece, data, keep)
             return True
         if not doubts:
             raise CacheError(str(why))
         return False
 
-    async def _fetch(self, mirror: Mirror, torrent: Torrent, piece: PieceIndex) -> bytes:
-        """Return a piece, verified. Raises: MirrorError."""
-        held, data = torrent.held, bytearray()
-        path = held.ref.kind.url_path(torrent.metainfo.info_hash)
+    async def _fetch(
+        self, mirror: Mirror, torrent: Torrent, run: Sequence[PieceIndex]
+    ) -> list[tuple[PieceIndex, bytes]]:
+        """Return pieces, verified. Raises: MirrorError."""
+        held, metainfo, data = torrent.held, torrent.metainfo, bytearray()
+        path, start = held.ref.kind.url_path(metainfo.info_hash), run[0] * held.piece_length
+        length = sum(map(held.span, run))
         mirror.requests += 1
         try:
-            ranges = mirror.ranges(path, piece * held.piece_length, held.span(piece), torrent.metainfo.length)
-            async with aclosing(ranges) as chunks:
+            async with aclosing(mirror.ranges(path, start, length, metainfo.length)) as chunks:
                 async for chunk in chunks:
                     data += chunk
         finally:
             mirror.requests -= 1
-        if not await trio.to_thread.run_sync(torrent.metainfo.verify, piece, bytes(data)):
-            self._counts.failed_pieces += 1
-            raise MirrorError(f"wrong bytes in piece {piece} of {held.ref.info_hash.hex()}")
-        return bytes(data)
+        found = []
+        for number, piece in enumerate(run):
+            place = number * held.piece_length
+            one = bytes(memoryview(data)[place : place + held.span(piece)])
+            if not await trio.to_thread.run_sync(metainfo.verify, piece, one):
+                self._counts.failed_pieces += 1
+                raise MirrorError(f"wrong bytes in piece {piece} of {held.ref.info_hash.hex()}")
+            found.append((piece, one))
+        return found

@@ -98,15 +98,16 @@ class Fetcher:
         try:
             with trio.fail_at(deadline):
                 torrent = await self.torrents.opened(missing.ref, sources)
-                torrent.users += 1
+                needed = torrent.held.pieces(missing.offset, missing.length)
+                torrent.needed.append(needed)
                 try:
                     while pieces := torrent.held.missing(missing.offset, missing.length):
                         try:
                             await self._land(torrent, pieces[:ENSURE_PIECES_MAX])
                         except CacheError as error:
-                            await self._bypass.bring(torrent, pieces[0], error)
+                            await self._bypass.bring(torrent, pieces, len(needed), error)
                 finally:
-                    torrent.users -= 1
+                    torrent.needed.remove(needed)
         except trio.TooSlowError:
             why = self._why(missing.ref, sources)
             raise DeadlineError(f"{missing} did not come in time: {why}") from None

@@ -4,7 +4,7 @@ A *flight* is one piece on its way, whoever brings it and however many readers w
 one range that a mirror was asked for, and serves several flights.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -116,8 +116,8 @@ class Torrent:
         self.upstream: dict[Peer, None] = {}
         """Peers to turn to when no mirror helps."""
         self.connected = 0
-        self.users = 0
-        """Tasks that are about to ask for pieces."""
+        self.needed: list[Sequence[PieceIndex]] = []
+        """Pieces of which readers wait for some: none of them may go meanwhile."""
         self.grace_until = 0.0
         self.grace_s = 0.0
         """How long connections were given to come about; 0 once it is known whether they did."""

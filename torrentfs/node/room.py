@@ -5,6 +5,7 @@ longest ago. A piece is no longer claimed before it goes, and not asked for agai
 """
 
 import errno
+import itertools
 import logging
 import os
 from collections.abc import Collection, Iterable, Sequence
@@ -179,7 +180,7 @@ class Room:
             if freed >= batch:
                 break
             torrent = self._torrents.get(held.ref.info_hash)
-            pieces = self._old_pieces(held, batch - freed)
+            pieces = self._old_pieces(held, torrent, batch - freed)
             if not pieces:
                 continue
             self._store.forget(held, pieces)
@@ -220,14 +221,15 @@ class Room:
             key=lambda held: (held.ref.kind is Kind.MANIFEST, held.read_at, held.used_s),
         )
 
-    def _old_pieces(self, held: Held, batch: float) -> list[PieceIndex]:
+    def _old_pieces(self, held: Held, torrent: Torrent | None, batch: float) -> list[PieceIndex]:
         if self._store.get(held.ref.info_hash) is not held or held.leaving:
             return []
+        needed = set(itertools.chain(*torrent.needed)) if torrent is not None else set()
         found, left = [], batch
         for piece in sorted(range(held.piece_count), key=held.touched.__getitem__):
             if left <= 0:
                 break
-            if held.states[piece] in ON_DISK:
+            if held.states[piece] in ON_DISK and piece not in needed:
                 found.append(PieceIndex(piece))
                 left -= held.span(PieceIndex(piece))
         return found

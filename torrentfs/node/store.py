@@ -246,14 +246,16 @@ class Store:
         self.touch(held, offset, length)
         return data
 
-    def hold(self, held: Held, piece: PieceIndex, data: bytes) -> None:
-        """Have a verified piece in memory, as the disk cannot take it; what came so longest ago goes."""
+    def hold(self, held: Held, piece: PieceIndex, data: bytes, keep: int = 1) -> None:
+        """Have a verified piece in memory, as the disk cannot take it; what came so longest ago goes, but for
+        the last *keep*, which one read needs together.
+        """
         if held.states[piece] != MISSING:
             return
         held.states[piece] = IN_MEMORY
         held.in_memory[piece] = data
         self._in_memory[held, piece] = None
-        while len(self._in_memory) > self._pieces_in_memory_max:
+        while len(self._in_memory) > max(self._pieces_in_memory_max, keep):
             oldest, old_piece = next(iter(self._in_memory))
             self._let_go(oldest, old_piece)
 

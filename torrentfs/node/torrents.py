@@ -135,7 +135,7 @@ class Torrents:
         torrent = self._torrents.get(info_hash)
         if torrent is None:
             return info_hash not in self._openings
-        if torrent.users or torrent.flights or torrent.injected:
+        if torrent.needed or torrent.flights or torrent.injected:
             return False
         del self._torrents[info_hash]
         self._swarm.remove(info_hash)
