@@ -34,6 +34,7 @@ class FakeSwarm:
         self.wanted: dict[InfoHash, dict[PieceIndex, bool]] = {}
         self.dialled: list[tuple[str, int]] = []
         self.own = "192.0.2.1"
+        self.alerts_most = 0
         self.neighbours: list[str] = []
         self.neighbours_have: set[int] = set()
         """Pieces that some neighbour has, but does not send."""

@@ -26,7 +26,7 @@ STEPS = ("arrive", "arrive", "arrive", "settle", "sync_log", "sync_names", "punc
 
 @pytest.fixture
 def power(tmp_path: Path) -> Iterator[Disk]:
-    with disk(tmp_path, 64 * 1024 * 1024) as made:
+    with disk(tmp_path / "image", tmp_path / "disk", 64 * 1024 * 1024) as made:
         yield made
 
 

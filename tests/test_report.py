@@ -1,7 +1,8 @@
 """The records of `stats` and `list`: stable keys, and sums that are right."""
 
 from torrentfs.daemon import report
-from torrentfs.node import Aside, SourceStats
+from torrentfs.fuse.waits import ReadStats
+from torrentfs.node import Aside, NodeStats, SourceStats
 from torrentfs.repository.catalog import Catalog, Ordinal, Revision, Version
 from torrentfs.repository.metainfo import InfoHash, Kind, TorrentRef
 
@@ -26,43 +27,45 @@ def version(path: str = "ROOT/v6") -> Version:
     return Version(path, (revision,))
 
 
-def figures() -> report.Figures:
-    return report.Figures(
-        from_peers=1,
-        from_mirrors=2,
-        uploaded=3,
-        cached=4,
-        on_disk=22,
-        evicted=23,
-        refetched=24,
-        bypassed=25,
-        read=5,
-        reads_waiting=6,
-        wait_p50_s=0.007,
-        wait_p99_s=0.008,
-        errors=9,
-        failed_pieces=10,
-        peers=11,
-        sources=SourceStats(
-            neighbours=12,
-            site_seeders=13,
-            upstream=14,
-            site_mirrors=15,
-            mirrors=16,
-            redundant=17,
-            hedges=18,
-            hedges_won=19,
-            waits=20,
-            waits_won=21,
-            aside=(Aside("http://origin", "HTTP status 500", 1.26),),
-        ),
-    )
+NODE = NodeStats(
+    from_peers=1,
+    from_mirrors=2,
+    redundant=17,
+    uploaded=3,
+    cached=4,
+    used=22,
+    evicted=23,
+    refetched=24,
+    bypassed=25,
+    waiting=0,
+    peers=11,
+    failed_pieces=10,
+    damaged_pieces=26,
+    cache_errors=0,
+    trouble="no room",
+    limits={"node.open_files_max": (27, 28)},
+    sources=SourceStats(
+        neighbours=12,
+        site_seeders=13,
+        upstream=14,
+        site_mirrors=15,
+        mirrors=16,
+        redundant=17,
+        hedges=18,
+        hedges_won=19,
+        waits=20,
+        waits_won=21,
+        aside=(Aside("http://origin", "HTTP status 500", 1.26),),
+    ),
+)
+READS = ReadStats(bytes_read=5, waiting=6, waits=30, wait_p50_s=0.007, wait_p99_s=0.008, errors=9)
 
 
 def test_stats_have_the_stable_keys() -> None:
     catalog = Catalog(name="alice", version=12)
 
-    record = report.stats({"mountpoint": "/opt/alice", "pid": 13}, catalog, 14.0, figures(), [{"path": "x"}])
+    identity, limits = {"mountpoint": "/opt/alice", "pid": 13}, {"mount.requests_max": (1, 2)}
+    record = report.stats(identity, catalog, 14.0, NODE, READS, limits, [{"path": "x"}])
 
     assert record["repository"] == "alice"
     assert (record["mountpoint"], record["pid"]) == ("/opt/alice", 13)
@@ -78,6 +81,12 @@ def test_stats_have_the_stable_keys() -> None:
         "bypassed": 25,
         "read": 5,
     }
+    assert (record["damaged_pieces"], record["trouble"]) == (26, "no room")
+    assert record["limits"] == {
+        "node.open_files_max": {"used": 27, "max": 28},
+        "mount.requests_max": {"used": 1, "max": 2},
+    }
+    assert (record["failed_pieces"], record["peers"]) == (10, 11)
     assert record["reads"] == {"waiting": 6, "wait_p50_ms": 7.0, "wait_p99_ms": 8.0}
     assert (record["errors"], record["packages"]) == (9, [{"path": "x"}])
     assert record["sources"] == {

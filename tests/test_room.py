@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -264,7 +263,7 @@ def directories(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.warns("reading through memory")
 @pytest.mark.warns("is larger than it may be")
 @given(steps=st.lists(STEP, min_size=1, max_size=30), pieces=st.integers(1, 12))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_happens_reads_give_right_bytes_and_the_cache_stays_within_bounds(
     directories: Iterator[Path], steps: list[tuple[Any, ...]], pieces: int
 ) -> None:
@@ -292,7 +291,7 @@ def test_whatever_happens_reads_give_right_bytes_and_the_cache_stays_within_boun
                     case ("restart", how, _):
                         if how == "kill":
                             copy = directory.with_suffix(".copy")
-                            subprocess.run(["cp", "-a", "--sparse=always", directory, copy], check=True)
+                            await trio.run_process(["cp", "-a", "--sparse=always", directory, copy])
                         return step
                 assert taken(directory) <= pieces * PIECE_LENGTH + OVERHEAD
         return None

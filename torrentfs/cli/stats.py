@@ -100,7 +100,7 @@ def _box(record: dict[str, Any]) -> str:
             f"  bytes    {size(count['from_peers'])} from peers, {size(count['from_mirrors'])} from mirrors, "
             f"{size(count['uploaded'])} uploaded to peers, {size(count['served'])} sent by HTTP, "
             f"{size(count['cached'])} in the cache, in {record['torrents']} torrents",
-            *_evicted(count),
+            *_cache(record),
             _peers(record) + (f", http://{record['http']}" if record["http"] else ""),
             *_sources(record),
             *_tracker(record),
@@ -137,7 +137,7 @@ def _mount(record: dict[str, Any]) -> str:
         f"  bytes    {size(count['from_peers'])} from peers, {size(count['from_mirrors'])} from mirrors, "
         f"{size(count['uploaded'])} uploaded, {size(count['cached'])} in the cache, "
         f"{size(count['read'])} read by jobs",
-        *_evicted(count),
+        *_cache(record),
         f"  reads    {reads['waiting']} waiting; waits so far: median {reads['wait_p50_ms']:.1f} ms, "
         f"99 % within {reads['wait_p99_ms']:.1f} ms",
         _peers(record),
@@ -152,15 +152,20 @@ def _mount(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _evicted(count: dict[str, int]) -> list[str]:
-    """Return what had to leave the cache."""
+def _cache(record: dict[str, Any]) -> list[str]:
+    """Return what had to leave the cache, what was damaged there, and what troubles it."""
     # A daemon of an earlier version does not say.
-    if not count.get("evicted") and not count.get("bypassed"):
-        return []
-    return [
-        f"  cache    {size(count['on_disk'])} on disk; {size(count['evicted'])} evicted, "
-        f"{size(count['refetched'])} of it fetched again; {size(count['bypassed'])} read through memory"
-    ]
+    count, lines = record["bytes"], []
+    if count.get("evicted") or count.get("bypassed"):
+        lines.append(
+            f"  cache    {size(count['on_disk'])} on disk; {size(count['evicted'])} evicted, "
+            f"{size(count['refetched'])} of it fetched again; {size(count['bypassed'])} read through memory"
+        )
+    if record.get("damaged_pieces"):
+        lines.append(f"  damaged  {record['damaged_pieces']} pieces on disk, dropped")
+    if record.get("trouble"):
+        lines.append(f"  trouble  reading through memory: {record['trouble']}")
+    return lines
 
 
 def _sources(record: dict[str, Any]) -> list[str]:

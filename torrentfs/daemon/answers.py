@@ -73,24 +73,6 @@ class Answers:
             torrent.info_hash: report.Torrent(torrent.cached, torrent.peers)
             for torrent in self._node.torrents()
         }
-        figures = report.Figures(
-            from_peers=node.from_peers,
-            from_mirrors=node.from_mirrors,
-            uploaded=node.uploaded,
-            cached=node.cached,
-            on_disk=node.used,
-            evicted=node.evicted,
-            refetched=node.refetched,
-            bypassed=node.bypassed,
-            read=reads.bytes_read,
-            reads_waiting=reads.waiting,
-            wait_p50_s=reads.wait_p50_s or 0.0,
-            wait_p99_s=reads.wait_p99_s or 0.0,
-            errors=reads.errors,
-            failed_pieces=node.failed_pieces,
-            peers=node.peers,
-            sources=node.sources,
-        )
         catalog = self._currency.catalog
         packages = [
             report.package(version, torrents, self._packs_of(version, torrents))
@@ -98,13 +80,14 @@ class Answers:
         ]
         # A thread: with many processes /proc takes long to read.
         held = await trio.to_thread.run_sync(holders.hold, self._mountpoint, self._device)
+        limits = self._filesystem.limits()
         identity = {
             **self._identity,
             "server": self._server(),
             "mounted": held.mounted,
             "held_by": held.held_by,
         }
-        return report.stats(identity, catalog, self._currency.age_s, figures, packages)
+        return report.stats(identity, catalog, self._currency.age_s, node, reads, limits, packages)
 
     def _packs_of(
         self, version: Version, torrents: Mapping[InfoHash, report.Torrent]

@@ -135,6 +135,7 @@ class Box:
         Raises: DeadlineError.
         """
         node, catalog = await self._node.stats(), self._currency.catalog
+        common = report.of_node(node)
         return {
             "repository": catalog.name,
             "mountpoint": None,
@@ -149,22 +150,10 @@ class Box:
                 "age_s": round(self._currency.age_s, 3),
                 "expires": catalog.expires,
             },
-            "bytes": {
-                "from_peers": node.from_peers,
-                "from_mirrors": node.from_mirrors,
-                "uploaded": node.uploaded,
-                "served": self.site.bytes_sent + self._files.bytes_sent,
-                "cached": node.cached,
-                "on_disk": node.used,
-                "evicted": node.evicted,
-                "refetched": node.refetched,
-                "bypassed": node.bypassed,
-            },
+            **common,
+            "bytes": {**common["bytes"], "served": self.site.bytes_sent + self._files.bytes_sent},
             "torrents": len(self._node.torrents()),
             "errors": node.cache_errors,
-            "failed_pieces": node.failed_pieces,
-            "peers": node.peers,
-            "sources": report.sources(node.sources),
             "tracker": self.tracker.figures() if self.tracker else None,
         }
 

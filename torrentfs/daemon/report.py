@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torrentfs.node import SourceStats
+from torrentfs.fuse.waits import ReadStats
+from torrentfs.node import NodeStats, SourceStats
 from torrentfs.repository.catalog import Catalog, Revision, Version
 from torrentfs.repository.metainfo import InfoHash, TorrentRef
 
@@ -19,28 +20,6 @@ class Torrent:
 
     cached: int
     peers: int
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What the parts of a mount daemon count; lengths in bytes, times in seconds."""
-
-    from_peers: int
-    from_mirrors: int
-    uploaded: int
-    cached: int
-    on_disk: int
-    evicted: int
-    refetched: int
-    bypassed: int
-    read: int
-    reads_waiting: int
-    wait_p50_s: float
-    wait_p99_s: float
-    errors: int
-    failed_pieces: int
-    peers: int
-    sources: SourceStats
 
 
 NO_TORRENT = Torrent(0, 0)
@@ -72,43 +51,61 @@ def stats(
     identity: Mapping[str, Any],
     catalog: Catalog,
     age_s: float,
-    figures: Figures,
+    node: NodeStats,
+    reads: ReadStats,
+    limits: Mapping[str, tuple[int, int]],
     packages: Iterable[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return the record that `torrentfs stats --json` prints.
 
     *identity* is what never changes (mountpoint, pid, …); *age_s* the time since the catalog was last found
-    current.
+    current; *limits* what is bounded beside the node's.
     """
+    common = of_node(node)
     return {
         "repository": catalog.name,
         **identity,
         "catalog": {"version": catalog.version, "age_s": round(age_s, 3), "expires": catalog.expires},
-        "bytes": {
-            "from_peers": figures.from_peers,
-            "from_mirrors": figures.from_mirrors,
-            "uploaded": figures.uploaded,
-            "cached": figures.cached,
-            "on_disk": figures.on_disk,
-            "evicted": figures.evicted,
-            "refetched": figures.refetched,
-            "bypassed": figures.bypassed,
-            "read": figures.read,
-        },
+        **common,
+        "bytes": {**common["bytes"], "read": reads.bytes_read},
+        "limits": {**common["limits"], **_limits(limits)},
         "reads": {
-            "waiting": figures.reads_waiting,
-            "wait_p50_ms": round(figures.wait_p50_s * 1000, 3),
-            "wait_p99_ms": round(figures.wait_p99_s * 1000, 3),
+            "waiting": reads.waiting,
+            "wait_p50_ms": round((reads.wait_p50_s or 0.0) * 1000, 3),
+            "wait_p99_ms": round((reads.wait_p99_s or 0.0) * 1000, 3),
         },
-        "errors": figures.errors,
-        "failed_pieces": figures.failed_pieces,
-        "peers": figures.peers,
-        "sources": sources(figures.sources),
+        "errors": reads.errors,
         "packages": list(packages),
     }
 
 
-def sources(stats: SourceStats) -> dict[str, Any]:
+def of_node(node: NodeStats) -> dict[str, Any]:
+    """Return what mounts and seeders alike tell of their node."""
+    return {
+        "bytes": {
+            "from_peers": node.from_peers,
+            "from_mirrors": node.from_mirrors,
+            "uploaded": node.uploaded,
+            "cached": node.cached,
+            "on_disk": node.used,
+            "evicted": node.evicted,
+            "refetched": node.refetched,
+            "bypassed": node.bypassed,
+        },
+        "limits": _limits(node.limits),
+        "failed_pieces": node.failed_pieces,
+        "damaged_pieces": node.damaged_pieces,
+        "trouble": node.trouble,
+        "peers": node.peers,
+        "sources": _sources(node.sources),
+    }
+
+
+def _limits(limits: Mapping[str, tuple[int, int]]) -> dict[str, dict[str, int]]:
+    return {name: {"used": used, "max": most} for name, (used, most) in limits.items()}
+
+
+def _sources(stats: SourceStats) -> dict[str, Any]:
     """Return the record of where a node's bytes came from, and whom it does not ask for now."""
     return {
         **{

@@ -78,6 +78,7 @@ class Filesystem:
         self.tree = tree
         self._source = source
         self._deadline_s = settings.read_deadline_s
+        self._requests_max = settings.requests_max
         self._waiting_max = max(settings.requests_max - SPARE_REQUESTS, 1)
         self._waits = Waits()
         self._failures = Failures()
@@ -94,6 +95,13 @@ class Filesystem:
     def stats(self) -> ReadStats:
         """Return what jobs read and waited for."""
         return self._waits.stats()
+
+    def limits(self) -> dict[str, tuple[int, int]]:
+        """Return what is in use of that which is bounded, and its bound, by the name of the setting."""
+        return {
+            "mount.requests_max": (self._waits.waiting, self._requests_max),
+            "mount.manifest_blocks_max": self.tree.manifest_blocks,
+        }
 
     def swap(self, catalog: Catalog) -> Changes:
         """Show *catalog* from now on; return what each session must make the kernel forget.

@@ -21,7 +21,7 @@ from torrentfs.node.flights import Flight, Sources, Torrent
 from torrentfs.node.held import ON_DISK
 from torrentfs.node.lookup import Lookup
 from torrentfs.node.patience import Patience
-from torrentfs.node.room import Room
+from torrentfs.node.room import CLAIM_BYTES, Room
 from torrentfs.node.seams import Swarm, SwarmEvents
 from torrentfs.node.store import Store
 from torrentfs.node.tasks import Tasks
@@ -75,6 +75,16 @@ class Fetcher:
         self.room = Room(settings, store, self.torrents, self._traffic)
         carrier = Carrier(self.swarm, self.counts)
         self._courier = Courier(self._tasks, self._traffic, carrier, self.swarm, self._patience, self.counts)
+
+    @property
+    def trouble(self) -> str:
+        """Why pieces came into memory only; empty once the disk took one again."""
+        return self._bypass.trouble
+
+    @property
+    def pieces_in_flight(self) -> int:
+        """How many pieces are under way."""
+        return self._traffic.count
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Fetch until cancelled."""
@@ -172,6 +182,8 @@ class Fetcher:
         fresh = [piece for piece in pieces if torrent.held.states[piece] not in ON_DISK]
         error = self._claim(torrent, fresh)
         if error is None:
+            if self._bypass.trouble:
+                self._recover()
             self.counts.arrived(torrent, fresh)
             for piece in fresh:
                 self._learn(torrent, piece)
@@ -346,6 +358,20 @@ class Fetcher:
             torrent.held.lost += pieces
             return error
         return None
+
+    def _recover(self) -> None:
+        """Have the disk, which takes pieces again, take what came past it."""
+        self._bypass.trouble = ""
+        self.torrents.keep_metainfo()
+        left = self.room.left()
+        for held, piece in self._store.in_memory:
+            torrent = self.torrents.get(held.ref.info_hash)
+            left -= held.span(piece) + CLAIM_BYTES
+            if left < 0:
+                break
+            if torrent is not None and piece not in torrent.flights and piece not in torrent.injected:
+                torrent.injected[piece] = False
+                self.swarm.inject(held.ref.info_hash, piece, held.in_memory[piece])
 
     def _why(self, ref: TorrentRef, sources: Sources) -> str:
         """Say in one line what the sources of a torrent did."""

@@ -1,7 +1,7 @@
 """This module builds a node: one cache, one swarm, one fetcher, for any number of mounts and repositories."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +84,10 @@ class NodeStats:
     failed_pieces: int
     damaged_pieces: int
     cache_errors: int
+    trouble: str
+    """Why bytes came into memory only, the last time; empty once the disk takes them again."""
+    limits: Mapping[str, tuple[int, int]]
+    """What is in use of that which is bounded, and its bound, by the name of the setting."""
     sources: SourceStats
 
 
@@ -101,6 +105,7 @@ class Node:
         Raises:
             CacheError: another daemon uses it, or the disk refuses.
         """
+        self._settings = settings
         self._store = Store(
             directory,
             open_files_max=settings.open_files_max,
@@ -206,8 +211,22 @@ class Node:
             failed_pieces=counts.failed_pieces,
             damaged_pieces=self._store.mismatches,
             cache_errors=counts.cache_errors,
+            trouble=self._fetcher.trouble,
+            limits=self._limits(swarm.peers),
             sources=self._sources(counts.redundant + swarm.redundant),
         )
+
+    def _limits(self, peers: int) -> dict[str, tuple[int, int]]:
+        settings, store, fetcher = self._settings, self._store, self._fetcher
+        return {
+            "node.cache_size_max": (store.used, settings.cache_size_max),
+            "node.open_files_max": (store.open_files, settings.open_files_max),
+            "node.frame_cache_bytes_max": (self._frames.bytes_held, settings.frame_cache_bytes_max),
+            "node.pieces_in_memory_max": (len(store.in_memory), settings.pieces_in_memory_max),
+            "node.pieces_in_flight_max": (fetcher.pieces_in_flight, settings.pieces_in_flight_max),
+            "node.swarm.connections_max": (peers, settings.swarm.connections_max),
+            "node.swarm.alert_queue_max": (fetcher.swarm.alerts_most, settings.swarm.alert_queue_max),
+        }
 
     def _sources(self, redundant: int) -> SourceStats:
         counts, received = self._fetcher.counts, self._fetcher.swarm.received()

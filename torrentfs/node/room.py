@@ -107,6 +107,7 @@ class Room:
                     torrent = self._torrents.get(held.ref.info_hash)
                     if held.lost and torrent is not None:
                         self._torrents.repair(torrent)
+        self._torrents.keep_metainfo()
         await self.tidy()
 
     async def evict(self, info_hashes: Collection[InfoHash]) -> None:

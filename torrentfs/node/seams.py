@@ -51,6 +51,10 @@ class Swarm(Protocol):
     def listen(self) -> tuple[str, int]:
         """Where peers reach us, with the real port, once it runs."""
 
+    @property
+    def alerts_most(self) -> int:
+        """The most alerts that were waiting at a time."""
+
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve until cancelled."""
 

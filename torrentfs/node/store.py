@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -133,6 +133,16 @@ class Store:
         for held in before:
             if held.ref.info_hash in self._unread:
                 self._read_states(held)
+
+    @property
+    def open_files(self) -> int:
+        """How many files of torrents are open for reading."""
+        return len(self._files)
+
+    @property
+    def in_memory(self) -> Collection[tuple[Held, PieceIndex]]:
+        """The pieces that are in memory only."""
+        return self._in_memory.keys()
 
     @property
     def used(self) -> int:
@@ -387,6 +397,10 @@ class Store:
             return None
         except OSError as error:
             raise CacheError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    def has_metainfo(self, info_hash: InfoHash) -> bool:
+        """Tell whether a ``.torrent`` is kept."""
+        return place.metainfo_path(self.directory, info_hash).exists()
 
     def keep_metainfo(self, metainfo: Metainfo) -> None:
         """Keep a checked ``.torrent``; a half-written one is found out by whoever checks it. If the disk

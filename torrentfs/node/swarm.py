@@ -50,6 +50,8 @@ class Swarm:
         """Prepare a session for the node of a *site*. Raises: UsageError: a network or an address is none."""
         self.listen: Address = ("", 0)
         """Where peers reach us, with the real port, once `run` has started; port 0: nowhere."""
+        self.alerts_most = 0
+        """The most that libtorrent had to say at a time."""
         self.banned = 0
         """Peers that sent wrong bytes."""
         self._settings = settings
@@ -320,7 +322,9 @@ class Swarm:
         here, self._here = self._here, []
         for info_hash, piece in here:
             arrived.setdefault(info_hash, []).append(piece)
-        for alert in self._session.pop_alerts():
+        alerts = self._session.pop_alerts()
+        self.alerts_most = max(self.alerts_most, len(alerts))
+        for alert in alerts:
             if type(alert) is lt.piece_finished_alert:
                 torrent, piece = self._torrent_of(alert), PieceIndex(alert.piece_index)
                 # libtorrent also reports every piece that we claimed when the torrent was added.

@@ -130,6 +130,12 @@ class Torrents:
         if self._swarm.reveal(torrent.metainfo.info_hash, torrent.held.checked()):
             self._give_grace(torrent)
 
+    def keep_metainfo(self) -> None:
+        """Keep what the disk did not take when it was fetched, or lost."""
+        for info_hash, torrent in self._torrents.items():
+            if not self._store.has_metainfo(info_hash):
+                self._store.keep_metainfo(torrent.metainfo)
+
     def release(self, info_hash: InfoHash) -> bool:
         """Take a torrent out if nobody uses it; tell whether it is out."""
         torrent = self._torrents.get(info_hash)

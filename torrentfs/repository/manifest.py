@@ -92,9 +92,12 @@ class BlockCache:
     """The blocks and pages used last, of any number of manifests."""
 
     def __init__(self, blocks_max: int = 64) -> None:
-        self._blocks_max = max(blocks_max, 1)
+        self.blocks_max = max(blocks_max, 1)
         self._blocks: OrderedDict[tuple[bytes, int], Block] = OrderedDict()
         self._pages: OrderedDict[tuple[bytes, int], Page] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._blocks)
 
     def block(self, info_hash: bytes, number: int) -> Block | None:
         """Return a block that is here, as the one used last."""
@@ -107,13 +110,13 @@ class BlockCache:
     def keep_block(self, info_hash: bytes, number: int, block: Block) -> None:
         """Keep a block in place of the one unused for longest."""
         self._blocks[info_hash, number] = block
-        if len(self._blocks) > self._blocks_max:
+        if len(self._blocks) > self.blocks_max:
             self._blocks.popitem(last=False)
 
     def keep_page(self, info_hash: bytes, number: int, page: Page) -> None:
         """Keep a page; there are a quarter as many as blocks, since a page takes four times the memory."""
         self._pages[info_hash, number] = page
-        if len(self._pages) > max(self._blocks_max // 4, 1):
+        if len(self._pages) > max(self.blocks_max // 4, 1):
             self._pages.popitem(last=False)
 
 

@@ -56,6 +56,11 @@ class Revisions:
         self._promised: dict[int, TorrentRef] = {}
         self._expected: set[int] = set()
 
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """How many decoded blocks are kept, and how many may be."""
+        return len(self._blocks), self._blocks.blocks_max
+
     def swap(self, known: Mapping[int, tuple[str, Revision]]) -> None:
         """Take the revisions of a new catalog. Manifests that it replaced are opened anew when next used."""
         self._known = known

@@ -49,6 +49,11 @@ class Tree:
         return self._upper.catalog
 
     @property
+    def manifest_blocks(self) -> tuple[int, int]:
+        """How many decoded blocks of manifests are kept, and how many may be."""
+        return self._revisions.blocks
+
+    @property
     def totals(self) -> Totals:
         """The bytes and entries of all that paths show."""
         return self._upper.totals
