@@ -14,7 +14,8 @@ ON_DISK = frozenset({CLAIMED, CHECKED})
 
 class Held:
     """What the cache holds of one torrent. `states` has one byte a piece; `lost` the pieces that turned
-    out bad; `leaving` those whose room is being given back; `evicted` those that were here since this start.
+    out bad; `spoiled` those of them that still take room; `leaving` those whose room is being given back;
+    `evicted` those that were here since this start.
     """
 
     __slots__ = (
@@ -29,6 +30,7 @@ class Held:
         "piece_length",
         "read_at",
         "ref",
+        "spoiled",
         "states",
         "touched",
         "used_s",
@@ -45,6 +47,7 @@ class Held:
         self.states = bytearray(self.piece_count)
         self.digests = bytearray()
         self.lost: list[PieceIndex] = []
+        self.spoiled: set[PieceIndex] = set()
         self.leaving: set[PieceIndex] = set()
         self.evicted: set[PieceIndex] = set()
         self.in_memory: dict[PieceIndex, bytes] = {}

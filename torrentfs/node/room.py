@@ -136,6 +136,9 @@ class Room:
         Raises: CacheError.
         """
         async with self._one_at_a_time:
+            if need > self.left():
+                for info_hash in list(self._store.overgrown):
+                    await self._trim(info_hash)
             short = need - self.left()
             if short <= 0:
                 return
@@ -212,6 +215,7 @@ class Room:
             self._store.going -= excess
             if held is not None:
                 held.leaving.clear()
+                held.spoiled.clear()
             self._gone.set()
             self._gone = trio.Event()
 

@@ -60,8 +60,8 @@ class Store:
         self._removed: list[Path] = []
         self._lock = -1
         self.overgrown: dict[InfoHash, int] = {}
-        """Torrents whose files take more of the disk than is claimed of them, and how many bytes: a kill came
-        between a piece and its claim, or between its eviction and its hole.
+        """Torrents whose files take more of the disk than is claimed of them, and how many bytes: pieces
+        turned out bad, or a kill came between a piece and its claim, or between its eviction and its hole.
         """
         self.strays: dict[tuple[Kind, InfoHash], int] = {}
         """Data that the state does not know, and its bytes on disk: perhaps the state was lost."""
@@ -125,9 +125,11 @@ class Store:
             held.lost += [PieceIndex(piece) for piece, state in enumerate(held.states) if state in ON_DISK]
             held.states[:] = bytes(held.piece_count)
             held.number = 0
+            held.spoiled.clear()
             self._account(held, -held.cached)
         self._unread.clear()
         self.overgrown.clear()
+        self.going = 0
         before = list(self._held.values())
         self._open()
         for held in before:
@@ -357,6 +359,9 @@ class Store:
             held.digests[piece * DIGEST_LENGTH : (piece + 1) * DIGEST_LENGTH] = digest
             held.touched[piece] = held.read_at = self.reads
             self._account(held, held.span(piece))
+            if piece in held.spoiled:
+                held.spoiled.discard(piece)
+                self._outgrow(held, -held.span(piece))
             if piece in held.evicted:
                 held.evicted.discard(piece)
                 self.refetched_bytes += held.span(piece)
@@ -378,7 +383,9 @@ class Store:
         for piece in bad:
             held.states[piece] = MISSING
             self._account(held, -held.span(piece))
+            self._outgrow(held, held.span(piece))
         held.lost += bad
+        held.spoiled.update(bad)
         try:
             self._state.drop(held.number, bad)
         except CacheError as error:
@@ -506,8 +513,15 @@ class Store:
             with suppress(FileNotFoundError):
                 excess = BLOCK * self.path(held.ref).stat().st_blocks - held.cached
                 if excess >= held.piece_length // 2:
-                    self.overgrown[held.ref.info_hash] = excess
-                    self.going += excess
+                    self._outgrow(held, excess)
+
+    def _outgrow(self, held: Held, change: int) -> None:
+        """Take note of bytes that a torrent takes beyond what is claimed of it."""
+        info_hash = held.ref.info_hash
+        self.overgrown[info_hash] = self.overgrown.get(info_hash, 0) + change
+        self.going += change
+        if not self.overgrown[info_hash]:
+            del self.overgrown[info_hash]
 
     def _forget_deleted(self, held: Held) -> None:
         """Let go of a file that was deleted under us: the swarm writes into a new one, of which our
