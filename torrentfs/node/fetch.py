@@ -20,6 +20,7 @@ from torrentfs.node.courier import Courier
 from torrentfs.node.flights import Flight, Sources, Torrent
 from torrentfs.node.held import ON_DISK
 from torrentfs.node.lookup import Lookup
+from torrentfs.node.outage import Outage
 from torrentfs.node.patience import Patience
 from torrentfs.node.room import CLAIM_BYTES, Room
 from torrentfs.node.seams import Swarm, SwarmEvents
@@ -72,6 +73,7 @@ class Fetcher:
         self.lookup = Lookup(store, self.torrents, self._tasks)
         self._traffic = Traffic(self.swarm, settings.pieces_in_flight_max)
         self._bypass = Bypass(store, self.counts)
+        self._outage = Outage(self._tasks, self.torrents.wake)
         self.room = Room(settings, store, self.torrents, self._traffic)
         carrier = Carrier(self.swarm, self.counts)
         self._courier = Courier(self._tasks, self._traffic, carrier, self.swarm, self._patience, self.counts)
@@ -105,8 +107,13 @@ class Fetcher:
             CacheError: the disk refuses.
         """
         self.waiting += 1
+
+        def has_peers() -> bool:
+            torrent = self.torrents.get(missing.ref.info_hash)
+            return torrent is not None and torrent.connected > 0
+
         try:
-            with trio.fail_at(deadline):
+            with self._outage.reading(self.torrents.mirrors(sources), has_peers, deadline) as scope:
                 torrent = await self.torrents.opened(missing.ref, sources)
                 needed = torrent.held.pieces(missing.offset, missing.length)
                 torrent.needed.append(needed)
@@ -118,9 +125,11 @@ class Fetcher:
                             await self._bypass.bring(torrent, pieces, len(needed), error)
                 finally:
                     torrent.needed.remove(needed)
-        except trio.TooSlowError:
-            why = self._why(missing.ref, sources)
-            raise DeadlineError(f"{missing} did not come in time: {why}") from None
+            if scope.cancelled_caught:
+                why = self._why(missing.ref, sources)
+                if trio.current_time() < deadline:
+                    raise DeadlineError(f"{missing} cannot come, no source can be reached: {why}")
+                raise DeadlineError(f"{missing} did not come in time: {why}")
         finally:
             self.waiting -= 1
 

@@ -37,11 +37,14 @@ Clock = Callable[[], float]
 
 
 class MirrorError(FetchError):
-    """A mirror that failed; its text has no newline. *absent*: it just lacks this one file."""
+    """A mirror that failed; its text has no newline. *absent*: it just lacks this one file; *unreachable*:
+    there is no connection to it.
+    """
 
-    def __init__(self, reason: str, *, absent: bool = False) -> None:
+    def __init__(self, reason: str, *, absent: bool = False, unreachable: bool = False) -> None:
         super().__init__(reason)
         self.absent = absent
+        self.unreachable = unreachable
 
 
 class _Pause:
@@ -76,6 +79,10 @@ class Mirror:
         self.within = within
         self._rate = rate or Rate(0)
         self.requests = 0
+        self.down_since: float | None = None
+        """Since when, by its clock, it cannot be reached, if that is so."""
+        self.probed_at = float("-inf")
+        """When it was last found out whether it can."""
         self.requests_max = requests_max
         self._timeout_s = timeout_s
         # Small files have their own places: many that are expected must not keep one piece waiting.
@@ -121,13 +128,22 @@ class Mirror:
         if asked_at < pause.failed_at:
             return
         pause.failed_at = self._clock()
+        if error.unreachable and self.down_since is None:
+            self.down_since = pause.failed_at
         pause.pause_s = min(max(2 * pause.pause_s, PAUSE_MIN_S), PAUSE_MAX_S)
         pause.until = pause.failed_at + pause.pause_s
 
     def succeeded(self, info_hash: InfoHash) -> None:
         """Forget failures."""
+        self.reached()
         self._pauses.pop(None, None)
         self._pauses.pop(info_hash, None)
+
+    def reached(self) -> None:
+        """Take note that it answers: it need not be put aside for having been out of reach."""
+        if self.down_since is not None:
+            self.down_since = None
+            self._pauses.pop(None, None)
 
     async def ranges(
         self, path: str, offset: int, length: int, file_length: int
@@ -218,6 +234,10 @@ class Mirror:
         try:
             async with self._client.stream("GET", self.base + path, headers=headers) as response:
                 yield response
+        except httpx.ConnectTimeout as error:
+            raise MirrorError(f"no connection within {self._timeout_s:g} s", unreachable=True) from error
+        except httpx.ConnectError as error:
+            raise MirrorError(_one_line(str(error) or "no connection"), unreachable=True) from error
         except httpx.TimeoutException as error:
             raise MirrorError(f"no bytes for {self._timeout_s:g} s") from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:

@@ -70,6 +70,10 @@ class Opening:
         self.upstream.update(dict.fromkeys(sources.upstream))
         self._changed.set()
 
+    def wake(self) -> None:
+        """Look again which mirror may be asked."""
+        self._changed.set()
+
     def settle(self, now: float) -> None:
         """Set the deadline after `readers` or `expected_until` has changed."""
         self.scope.deadline = float("inf") if self.readers else max(now, self.expected_until)

@@ -147,6 +147,13 @@ class Torrents:
         self._swarm.remove(info_hash)
         return True
 
+    def wake(self) -> None:
+        """Have all who wait for a mirror's time look again."""
+        for torrent in self._torrents.values():
+            torrent.wake.set()
+        for opening in self._openings.values():
+            opening.wake()
+
     def left(self) -> None:
         """Take note that nothing is leaving any more."""
         self.leaving.clear()
