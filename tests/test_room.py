@@ -320,6 +320,24 @@ def damage(path: Path, piece: int) -> None:
             file.write(bytes([byte[0] ^ 4]))
 
 
+async def test_the_last_copy_at_the_site_goes_last(tmp_path: Path) -> None:
+    async with world(tmp_path, bounded(8)) as w:
+        view = await served(w)
+        for piece in range(8):
+            await read_piece(view, PACKS[0], piece)
+        w.swarm.neighbours, w.swarm.neighbours_have = ["192.0.2.2"], {3, 4, 5, 6, 7, 8}
+        w.swarm.connect_peer(PACKS[0].ref.info_hash)
+
+        for piece in range(3):
+            await read_piece(view, PACKS[1], piece)
+
+        # Though they were read longest ago.
+        assert [bool(state) for state in held(w).states[:4]] == [True, True, True, False]
+        for piece in range(3, 9):
+            await read_piece(view, PACKS[1], piece)
+        assert taken(tmp_path) <= 8 * PIECE_LENGTH + OVERHEAD
+
+
 @pytest.mark.warns("reading through memory: no room")
 async def test_a_read_longer_than_the_cache_comes_through_memory(tmp_path: Path) -> None:
     """Pieces of it must not push out one another, neither on disk nor in memory."""

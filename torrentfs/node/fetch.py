@@ -243,6 +243,8 @@ class Fetcher:
         if torrent is None:
             return
         now = trio.current_time()
+        if self.swarm.company(info_hash)[1]:
+            torrent.copies, torrent.copies_at = counts, now
         for piece, flight in torrent.flights.items():
             if not flight.requests and piece not in torrent.injected and piece < len(counts):
                 self._weigh(torrent, flight, counts[piece] > 0, now)

@@ -116,6 +116,9 @@ class Torrent:
         self.upstream: dict[Peer, None] = {}
         """Peers to turn to when no mirror helps."""
         self.connected = 0
+        self.copies: Sequence[int] = ()
+        self.copies_at = float("-inf")
+        """How many peers had each piece when some of them were neighbours, and when that was, trio's time."""
         self.needed: list[Sequence[PieceIndex]] = []
         """Pieces of which readers wait for some: none of them may go meanwhile."""
         self.grace_until = 0.0

@@ -1,14 +1,15 @@
 """This module keeps the cache within its bounds: what was read longest ago goes.
 
 Whoever fetches asks for room first. Packs that nobody uses go as a whole; of those in use, the pieces read
-longest ago. A piece is no longer claimed before it goes, and not asked for again before it has gone.
+longest ago; last of all what no neighbour has, as far as is known. A piece is no longer claimed before it
+goes, and not asked for again before it has gone.
 """
 
 import errno
 import itertools
 import logging
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import trio
 
@@ -27,6 +28,8 @@ BATCH_LEAST, BATCH_SHARE = 16 * 1024 * 1024, 16
 """At least so much goes at a time, and this part of the cache: the swarm takes a torrent in use up anew."""
 IDLE_READS = 2_000
 """A pack of which nothing was read during so many reads of others goes as a whole."""
+LOOK_S = 0.02
+"""How long to wait for word of what neighbours have: their last copies go last."""
 CLAIM_BYTES = 16 * 1024
 """How much the state's log grows at most when a piece is claimed."""
 SLACK_BYTES = 64 * 1024
@@ -119,7 +122,7 @@ class Room:
         async with self._one_at_a_time:
             wanted = [held for held in self._by_age() if held.ref.info_hash in info_hashes]
             await self._remove_idle(float("inf"), wanted, is_ordered=True)
-            await self._thin_out(float("inf"), wanted)
+            await self._thin_out(float("inf"), wanted, {})
 
     def capacity(self) -> float:
         """Return how many bytes the cache could hold if all that may go went."""
@@ -145,9 +148,12 @@ class Room:
             # Half of what is here stays at least: who waited for the newest has not read it yet.
             batch = max(BATCH_LEAST, self._size_max // BATCH_SHARE)
             batch = max(int(short), min(batch, self._store.cached // 2))
-            freed = await self._remove_idle(batch, self._by_age())
-            if freed < short and self._has_holes:
-                freed += await self._thin_out(batch - freed, self._by_age())
+            if self._torrents.look_around():
+                await trio.sleep(LOOK_S)
+            rare = {held: self._torrents.rare_pieces(held) for held in self._store.all()}
+            freed = await self._free(short, batch, rare)
+            if freed < short:
+                freed += await self._free(short - freed, batch - freed, {})
         if freed:
             return
         if not self._traffic.bytes:
@@ -156,6 +162,16 @@ class Room:
                 " see node.cache_size_max and node.free_space_min"
             )
         await self._traffic.landing()
+
+    async def _free(self, short: float, batch: float, stays: Mapping[Held, Collection[PieceIndex]]) -> int:
+        """Have *batch* bytes go, or *short* of them if more is a trouble, but nothing of what *stays*; return
+        how many went.
+        """
+        among = self._by_age()
+        freed = await self._remove_idle(batch, [held for held in among if not stays.get(held)])
+        if freed < short and self._has_holes:
+            freed += await self._thin_out(batch - freed, among, stays)
+        return freed
 
     async def _remove_idle(self, batch: float, among: Sequence[Held], *, is_ordered: bool = False) -> int:
         """Remove packs that nobody uses, in this order, until *batch* bytes went."""
@@ -177,14 +193,17 @@ class Room:
             self._torrents.left()
         return freed
 
-    async def _thin_out(self, batch: float, among: Sequence[Held]) -> int:
+    async def _thin_out(
+        self, batch: float, among: Sequence[Held], stays: Mapping[Held, Collection[PieceIndex]]
+    ) -> int:
         """Evict pieces read longest ago, of packs in this order, until *batch* bytes went."""
         freed = 0
         for held in among:
             if freed >= batch:
                 break
             torrent = self._torrents.get(held.ref.info_hash)
-            pieces = self._old_pieces(held, torrent, batch - freed)
+            needed = set(itertools.chain(stays.get(held, ()), *(torrent.needed if torrent else ())))
+            pieces = self._old_pieces(held, needed, batch - freed)
             if not pieces:
                 continue
             self._store.forget(held, pieces)
@@ -226,10 +245,9 @@ class Room:
             key=lambda held: (held.ref.kind is Kind.MANIFEST, held.read_at, held.used_s),
         )
 
-    def _old_pieces(self, held: Held, torrent: Torrent | None, batch: float) -> list[PieceIndex]:
+    def _old_pieces(self, held: Held, needed: Collection[PieceIndex], batch: float) -> list[PieceIndex]:
         if self._store.get(held.ref.info_hash) is not held or held.leaving:
             return []
-        needed = set(itertools.chain(*torrent.needed)) if torrent is not None else set()
         found, left = [], batch
         for piece in sorted(range(held.piece_count), key=held.touched.__getitem__):
             if left <= 0:

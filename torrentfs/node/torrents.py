@@ -8,6 +8,7 @@ import trio
 from torrentfs.config import NodeSettings
 from torrentfs.errors import FetchError
 from torrentfs.node.flights import Sources, Torrent
+from torrentfs.node.held import ON_DISK, Held
 from torrentfs.node.mirrors import Mirror
 from torrentfs.node.opening import FIRST, Opening
 from torrentfs.node.patience import Patience
@@ -19,6 +20,8 @@ from torrentfs.repository.metainfo import InfoHash, Metainfo, PieceIndex, Torren
 
 _LOG = logging.getLogger(__name__)
 
+COPIES_KNOWN_S = 60.0
+"""How long what neighbours had is believed: when a torrent is taken up anew they are gone for a moment."""
 FIND_GRACE_S = 0.05
 """How long neighbours may take to be found by tracker or multicast, and to connect: 10 to 30 ms, measured."""
 
@@ -135,6 +138,21 @@ class Torrents:
         for info_hash, torrent in self._torrents.items():
             if not self._store.has_metainfo(info_hash):
                 self._store.keep_metainfo(torrent.metainfo)
+
+    def look_around(self) -> bool:
+        """Ask which pieces neighbours have (`Torrent.copies`); return whether there are any neighbours."""
+        connected = [info_hash for info_hash, torrent in self._torrents.items() if torrent.connected]
+        for info_hash in connected:
+            self._swarm.look(info_hash)
+        return bool(connected)
+
+    def rare_pieces(self, held: Held) -> set[PieceIndex]:
+        """Return the pieces on disk that no neighbour has, as far as is known what neighbours have."""
+        torrent = self._torrents.get(held.ref.info_hash)
+        if torrent is None or trio.current_time() - torrent.copies_at > COPIES_KNOWN_S:
+            return set()
+        copies = torrent.copies
+        return {PieceIndex(p) for p, count in enumerate(copies) if not count and held.states[p] in ON_DISK}
 
     def release(self, info_hash: InfoHash) -> bool:
         """Take a torrent out if nobody uses it; tell whether it is out."""
