@@ -367,6 +367,18 @@ class TestCommandLine:
         assert record["bytes"]["served"] == 0
         assert f"{running.with_suffix('')}: seeder of alice from file:///" in text
 
+    def test_its_cache_takes_orders(self, running: Path) -> None:
+        place = running.with_suffix("")
+        before = json.loads(command("cache", "ls", place, "--json").stdout)
+        command("cache", "prefetch", place, "*", "--wait")
+        command("cache", "pin", place, "*")
+
+        after = json.loads(command("cache", "ls", place, "--json").stdout)
+
+        assert [record["path"] for record in after] == [record["path"] for record in before] != []
+        assert not any(record["complete"] for record in before)
+        assert all(record["complete"] and record["pinned"] for record in after)
+
     def test_its_cache_is_its_own(self, running: Path, tmp_path: Path) -> None:
         (tmp_path / "mnt").mkdir()
         for words in (

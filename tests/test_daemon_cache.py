@@ -109,6 +109,24 @@ def test_eviction_is_at_once_and_jobs_go_on(site: Site) -> None:
     assert site.data.read_bytes() == CONTENT
 
 
+def test_a_pin_follows_its_path(site: Site) -> None:
+    cache(site, "prefetch", "TEST/*", "--wait")
+    cache(site, "pin", "TEST/*")
+    source = site.directory / "newer"
+    source.mkdir()
+    (source / "data").write_bytes(CONTENT[::-2])
+    publish(site.repository, source, "TEST/v1", progress=None)
+    site.command("refresh", site.mountpoint)
+
+    def held() -> list[bool]:
+        cache(site, "prefetch", "TEST/v1", "--wait")
+        cache(site, "evict", "TEST/*")
+        return [record["complete"] for record in cache(site, "ls")]
+
+    daemons.await_true(lambda: held() == [True, True])
+    assert (site.mountpoint / "TEST/v1/data").read_bytes() == CONTENT[::-2]
+
+
 def test_a_pin_keeps_what_is_here_over_restarts_until_it_is_taken_back(site: Site) -> None:
     assert site.data.read_bytes() == CONTENT
     [record] = cache(site, "pin", "TEST/v1")

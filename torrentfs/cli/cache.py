@@ -1,4 +1,4 @@
-"""This module is `torrentfs cache`: what a mount's cache holds, and what is to stay in it, go or come."""
+"""This module is `torrentfs cache`: what a cache holds, and what is to stay in it, go or come."""
 
 import sys
 import time
@@ -23,13 +23,13 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print a list of 
 
 @click.group(
     "cache",
-    short_help="List, pin, evict, prefetch or verify what a mount's cache holds.",
+    short_help="List, pin, evict, prefetch or verify what a cache holds.",
     epilog="\b\nExample:\n  torrentfs cache prefetch /opt/alice 'ROOT/*' --wait",
 )
 def command() -> None:
-    """Look after the cache of a mount, while it is used.
+    """Look after the cache of a mount, or of a site's seeder, while it is used.
 
-    PATH is a package version as `torrentfs list` shows it, or a shell pattern in quotes: 'ROOT/*'. What is
+    MOUNTPOINT is the mount's, or the seeder's cache. PATH is a package version as `torrentfs list` shows it, or a shell pattern in quotes: 'ROOT/*'. What is
     meant is the version's current revision: its manifest, and all of the packs that it uses. Bounds are
     settings (node.cache_size_max, node.free_space_min).
     """
@@ -49,7 +49,10 @@ def ls(mountpoint: Path, patterns: tuple[str, ...], as_json: bool) -> None:
 @PATTERNS
 @AS_JSON
 def pin(mountpoint: Path, patterns: tuple[str, ...], as_json: bool) -> None:
-    """Keep versions in the cache, what is here and what will come, until they are unpinned."""
+    """Keep versions in the cache, what is here and what will come, until they are unpinned.
+
+    A pin follows its path: once a newer revision is shown, that is kept.
+    """
     _show(_order(mountpoint, "pin", patterns), as_json)
 
 

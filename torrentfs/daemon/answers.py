@@ -7,7 +7,6 @@ from typing import Any
 import trio
 
 from torrentfs.daemon import holders, report
-from torrentfs.daemon.caching import Caching
 from torrentfs.daemon.currency import Currency, Show
 from torrentfs.errors import FormatError
 from torrentfs.fuse.filesystem import Filesystem
@@ -50,8 +49,7 @@ class Answers:
 
     def words(self) -> dict[str, Callable[[Any], Awaitable[Any]]]:
         """Return what may be asked."""
-        caching = Caching(self._node, self._view, lambda: self._currency.catalog)
-        return {"stats": self.stats, "list": self.list, "refresh": self.refresh, "cache": caching.order}
+        return {"stats": self.stats, "list": self.list, "refresh": self.refresh}
 
     async def list(self, _: object = None) -> dict[str, Any]:
         """Return the catalog that is shown."""

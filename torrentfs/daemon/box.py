@@ -17,6 +17,7 @@ import trio
 from torrentfs import __version__
 from torrentfs.config import MountConfiguration, NodeSettings, format_address
 from torrentfs.daemon import claims, control, report
+from torrentfs.daemon.caching import Caching
 from torrentfs.daemon.currency import Currency
 from torrentfs.daemon.lifetime import end_on_signal, first_of
 from torrentfs.daemon.limits import with_room
@@ -78,6 +79,7 @@ async def pull(request: Request, *, task_status: trio.TaskStatus["Box"] = trio.T
         async with trio.open_nursery() as nursery:
             if web is not None:
                 box.http = await nursery.start(serve, application(box.site, box.tracker), web)
+            nursery.start_soon(box.caching.keep_pins)
             task_status.started(box)
             await currency.keep(box.show)
 
@@ -94,6 +96,7 @@ class Box:
         self._node = node
         self._view = view
         self._currency = currency
+        self.caching = Caching(node, view, lambda: currency.catalog)
         self._shelf = Shelf(origin_of(request).directory)
         self._shelf.public.mkdir(exist_ok=True)
         self._files = PublicFiles(self._shelf.public)
@@ -111,6 +114,7 @@ class Box:
         """
         await trio.to_thread.run_sync(self._shelf.fill)
         self._view.use(sources(self._request.configuration, catalog))
+        self.caching.follow()
         if self.tracker is not None:
             held = {torrent.info_hash for torrent in self._node.torrents()}
             revisions = chain.from_iterable(version.revisions for version in catalog.versions.values())
@@ -119,7 +123,12 @@ class Box:
 
     def words(self) -> control.Answers:
         """Return what may be asked."""
-        return {"stats": self.stats, "refresh": self.refresh, "mount": self._refuse_mount}
+        return {
+            "stats": self.stats,
+            "refresh": self.refresh,
+            "cache": self.caching.order,
+            "mount": self._refuse_mount,
+        }
 
     async def refresh(self, _: object = None) -> dict[str, Any]:
         """Ask for a newer catalog now.

@@ -1,5 +1,7 @@
 """This module does what admins order of a mount's cache, by paths of the tree: list, pin, evict and more."""
 
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
@@ -8,11 +10,13 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from torrentfs.errors import ControlError, DeadlineError, FormatError
+from torrentfs.errors import ControlError, DeadlineError, FormatError, TorrentfsError
 from torrentfs.node import Node, View
 from torrentfs.repository.catalog import Catalog, Ordinal, Version
 from torrentfs.repository.manifest import Manifest
 from torrentfs.repository.metainfo import InfoHash, NotCached, TorrentRef
+
+_LOG = logging.getLogger(__name__)
 
 MANIFEST_DEADLINE_S = 30.0
 """How long the manifests of what was ordered may take to come, all together."""
@@ -25,8 +29,12 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     patterns: Annotated[list[Annotated[str, Meta(max_length=4096)]], Meta(max_length=1000)] = []
 
 
+FOLLOW_AGAIN_S = 60.0
+"""When to try again to pin a newer revision whose manifest did not come."""
+
+
 class Caching:
-    """The cache as one mount's admin sees it."""
+    """The cache as the admin of one mount, or of a site's seeder, sees it."""
 
     def __init__(self, node: Node, view: View, catalog: Callable[[], Catalog]) -> None:
         """Work on *node*, whose part for the mount is *view*; *catalog* returns what is shown."""
@@ -35,6 +43,37 @@ class Caching:
         self._catalog = catalog
         self._known: dict[Ordinal, Sequence[TorrentRef]] = {}
         """What the manifests of revisions name, as far as they were read."""
+        self._changed = trio.Event()
+
+    def follow(self) -> None:
+        """Take note that another catalog is shown: pins stand for the current revisions of their paths."""
+        self._changed.set()
+
+    async def keep_pins(self) -> None:
+        """Have pins follow the catalog, until cancelled."""
+        while True:
+            self._changed = trio.Event()
+            again_s = math.inf if await self._follow() else FOLLOW_AGAIN_S
+            with trio.move_on_after(again_s):
+                await self._changed.wait()
+
+    async def _follow(self) -> bool:
+        """Pin what paths stand for now, unpin what has left the catalog; tell whether all could be done."""
+        catalog, is_done = self._catalog(), True
+        prefix = self._label("")
+        for label in [label for label in self._node.pins() if label.startswith(prefix)]:
+            version = catalog.versions.get(label.removeprefix(prefix))
+            try:
+                if version is None:
+                    _LOG.info("%s is pinned no longer: the catalog has it no more", label)
+                    self._node.unpin(label)
+                elif not self._node.is_pinned(version.current.manifest, label):
+                    packs = await self._packs(version, must_have=True) or ()
+                    self._node.pin(label, [version.current.manifest, *(ref.info_hash for ref in packs)])
+            except TorrentfsError as error:
+                _LOG.warning("the newer revision of %s is not pinned yet: %s", label, error)
+                is_done = False
+        return is_done
 
     async def order(self, given: object) -> list[dict[str, Any]]:
         """Do as ordered; return a record of each version that matched.
@@ -64,6 +103,7 @@ class Caching:
         if what == "pin":
             for path, needed in refs.items():
                 self._node.pin(self._label(path), [ref.info_hash for ref in needed])
+            await self._node.sync()
         elif what == "unpin":
             for path in refs:
                 self._node.unpin(self._label(path))

@@ -19,6 +19,7 @@ from torrentfs import __version__
 from torrentfs.config import NodeSettings, SwarmSettings, format_address, parse_address
 from torrentfs.daemon import control, presence
 from torrentfs.daemon.answers import Answers
+from torrentfs.daemon.caching import Caching
 from torrentfs.daemon.currency import Currency, Origin
 from torrentfs.daemon.ledger import FileLedger, open_ledger
 from torrentfs.daemon.lifetime import first_error
@@ -146,6 +147,7 @@ async def serve(
     tree = Tree(view, ledger, settings.owner, manifest_blocks_max=settings.manifest_blocks_max)
     filesystem = Filesystem(tree, view, settings)
     filesystem.swap(catalog)
+    caching = Caching(place.node, view, lambda: tree.catalog)
     shown(catalog)
 
     async with trio.open_nursery() as nursery:
@@ -160,6 +162,7 @@ async def serve(
             view.use(sources(configuration, newer))
             await session.forget(changes)
             shown(newer)
+            caching.follow()
 
         session: Session = await nursery.start(serve_fuse)
         presence.note(mountpoint, session.device, place.server()["keeper"])
@@ -174,7 +177,9 @@ async def serve(
             device=session.device,
             server=place.server,
         )
-        nursery.start_soon(control.serve, place.listener, {**answers.words(), **place.words})
+        words = {**answers.words(), "cache": caching.order, **place.words}
+        nursery.start_soon(control.serve, place.listener, words)
+        nursery.start_soon(caching.keep_pins)
         nursery.start_soon(currency.keep, show)
         log.info("%s: serving %s, catalog version %d", mountpoint, catalog.name, catalog.version)
         task_status.started(currency.doubt)

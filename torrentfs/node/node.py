@@ -173,6 +173,14 @@ class Node:
         """
         self._store.pins.pin(label, info_hashes)
 
+    def is_pinned(self, info_hash: InfoHash, label: str) -> bool:
+        """Tell whether a torrent stays for the sake of *label*."""
+        return self._store.pins.has(info_hash, label)
+
+    async def sync(self) -> None:
+        """Have pins survive a power cut. Raises: CacheError."""
+        await trio.to_thread.run_sync(self._store.sync)
+
     def unpin(self, label: str) -> None:
         """Take `pin` back. Raises: CacheError."""
         self._store.pins.pin(label, ())

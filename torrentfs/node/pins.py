@@ -34,5 +34,9 @@ class Pins:
         else:
             self._pinned.pop(label, None)
 
+    def has(self, info_hash: InfoHash, label: str) -> bool:
+        """Tell whether a torrent is pinned under *label*."""
+        return info_hash in self._pinned.get(label, ())
+
     def __contains__(self, info_hash: InfoHash) -> bool:
         return any(info_hash in pinned for pinned in self._pinned.values())
