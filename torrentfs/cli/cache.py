@@ -29,9 +29,9 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print a list of 
 def command() -> None:
     """Look after the cache of a mount, or of a site's seeder, while it is used.
 
-    MOUNTPOINT is the mount's, or the seeder's cache. PATH is a package version as `torrentfs list` shows it, or a shell pattern in quotes: 'ROOT/*'. What is
-    meant is the version's current revision: its manifest, and all of the packs that it uses. Bounds are
-    settings (node.cache_size_max, node.free_space_min).
+    MOUNTPOINT is the mount's, or the seeder's cache. PATH is a package version as `torrentfs list` shows it,
+    or a shell pattern in quotes: 'ROOT/*'. What is meant is the version's current revision: its manifest, and
+    all of the packs that it uses. Bounds are settings (node.cache_size_max, node.free_space_min).
     """
 
 
