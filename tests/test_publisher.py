@@ -16,6 +16,7 @@ from torrentfs.cli.app import run
 from torrentfs.errors import PublishError, RepositoryError, UsageError
 from torrentfs.repository import manifest_check
 from torrentfs.repository.metainfo import Kind, parse
+from torrentfs.repository.pack import FRAME_LENGTH
 from torrentfs.repository.publisher import Progress, content_index, publish
 from torrentfs.repository.workshop import Repository
 
@@ -139,6 +140,67 @@ def test_one_percent_of_changes_makes_a_pack_of_one_percent(repository: Reposito
     assert 0.009 < second.bytes_packed / first.bytes_packed < 0.013
     assert_same(current(repository, "tree/v2"), source)
     assert len(current(repository, "tree/v2").manifest.packs) == 2
+
+
+@pytest.mark.parametrize("path", ["large/v1", "large/v2"])
+def test_of_a_large_file_that_changed_in_part_only_the_part_is_packed(
+    repository: Repository, tmp_path: Path, path: str
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    write(source / "data", data := random.Random(1).randbytes(40 * FRAME_LENGTH + 1000))
+    write(source / "other", random.Random(2).randbytes(3 * FRAME_LENGTH))
+    publish(repository, source, "large/v1")
+
+    for start, new in (
+        (7 * FRAME_LENGTH + 5, b"changed"),  # within a block
+        (20 * FRAME_LENGTH, random.Random(3).randbytes(2 * FRAME_LENGTH)),
+        (40 * FRAME_LENGTH + 999, b"the last byte, and more"),
+    ):
+        data = data[:start] + new + data[start + len(new) :]
+        write(source / "data", data)
+        published = publish(repository, source, path)
+
+        assert published.bytes_packed < (len(new) // FRAME_LENGTH + 1) * FRAME_LENGTH + 4000
+        assert_same(current(repository, path), source)
+
+    assert publish(repository, source, "large/v3").bytes_packed == 0
+    write(source / "data", random.Random(4).randbytes(40 * FRAME_LENGTH))
+    assert publish(repository, source, path).bytes_packed > 40 * FRAME_LENGTH
+    assert_same(current(repository, path), source)
+
+
+def test_a_large_file_changed_again_and_again_stays_within_32_older_packs(
+    repository: Repository, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    data = bytearray(random.Random(1).randbytes(40 * FRAME_LENGTH))
+    for number in range(40):
+        data[number * FRAME_LENGTH] ^= 1
+        write(source / "data", bytes(data))
+        publish(repository, source, "large")
+
+        assert_same(current(repository, "large"), source)
+        assert len(current(repository, "large").manifest.packs) <= 33
+
+
+def test_blocks_of_a_pack_that_is_damaged_are_packed_anew(repository: Repository, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    data = random.Random(1).randbytes(8 * FRAME_LENGTH)
+    write(source / "data", data)
+    publish(repository, source, "large")
+    (pack,) = packs(repository)
+    with pack.open("r+b") as file:
+        file.seek(3 * FRAME_LENGTH + 100_000)
+        file.write(b"damage")
+    write(source / "data", data[:-1] + bytes([data[-1] ^ 1]))
+
+    published = publish(repository, source, "large")
+
+    assert 2 * FRAME_LENGTH < published.bytes_packed < 3 * FRAME_LENGTH
+    assert_same(current(repository, "large"), source)
 
 
 def test_a_pack_of_changes_unpacks_over_the_first(repository: Repository, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from torrentfs.repository.manifest_format import HOLE, Extent
 from torrentfs.repository.pack import FRAME_LENGTH
@@ -61,13 +61,23 @@ def data_blocks(reader: Reader, size: int, segments: list[tuple[int, int]] | Non
         yield b"".join(parts)
 
 
-def extents(content: Content, locate: Callable[[int], tuple[int, int, int]]) -> Iterator[Extent]:
-    """Iterate over the extents of new content; *locate* maps a frame's number to (pack, offset, stored)."""
-    spans = _spans(content.runs)
+def extents(
+    content: Content,
+    locate: Callable[[int], tuple[int, int, int]],
+    moved: Callable[[Extent], Extent],
+) -> Iterator[Extent]:
+    """Iterate over the extents of new content; *locate* maps a frame's number to (pack, offset, stored), and
+    *moved* an extent of an earlier pack, by its id, to one of the manifest.
+    """
     if content.segments is None:
-        for frame, skip, length in spans:
-            yield Extent(*locate(frame), skip, length)
+        for run in content.runs:
+            if isinstance(run, Extent):
+                yield moved(run)
+                continue
+            for frame, skip, length in _spans((run,)):
+                yield Extent(*locate(frame), skip, length)
         return
+    spans = _spans([run for run in content.runs if isinstance(run, Run)])
     position = frame = skip = left = 0
     for offset, length in content.segments:
         if offset > position:
@@ -87,7 +97,7 @@ def _hole(length: int) -> Extent:
     return Extent(HOLE, 0, 0, 0, length)
 
 
-def _spans(runs: tuple[Run, ...]) -> Iterator[tuple[int, int, int]]:
+def _spans(runs: Sequence[Run]) -> Iterator[tuple[int, int, int]]:
     """Split runs into (frame, skip, length)."""
     for run in runs:
         skip, rest = run.skip, run.length

@@ -17,6 +17,7 @@ from torrentfs.repository.catalog import Catalog, Revision
 from torrentfs.repository.manifest import BlockCache, Manifest
 from torrentfs.repository.manifest_file import open_manifest
 from torrentfs.repository.manifest_format import HOLE, Extent
+from torrentfs.repository.metainfo import InfoHash
 from torrentfs.repository.publisher.manifest_writer import PackRow
 
 SCHEMA_VERSION = 1
@@ -111,6 +112,11 @@ class ContentIndex:
         query = "SELECT info_hash, length, piece_length FROM pack WHERE id = ?"
         return PackRow(*self._database.execute(query, (identity,)).fetchone())
 
+    def identity(self, info_hash: InfoHash) -> int | None:
+        """Return the id of a pack, None of one that no revision uses."""
+        row = self._database.execute("SELECT id FROM pack WHERE info_hash = ?", (info_hash,)).fetchone()
+        return int(row[0]) if row else None
+
     def extents(self, row: int) -> list[Extent]:
         """Return the extents of a content; their packs are ids."""
         return _decode_extents(
@@ -140,8 +146,9 @@ class ContentIndex:
     def _pack_id(self, pack: PackRow) -> int:
         insert = "INSERT OR IGNORE INTO pack (info_hash, length, piece_length) VALUES (?, ?, ?)"
         self._database.execute(insert, (pack.info_hash, pack.length, pack.piece_length))
-        query = "SELECT id FROM pack WHERE info_hash = ?"
-        return int(self._database.execute(query, (pack.info_hash,)).fetchone()[0])
+        identity = self.identity(pack.info_hash)
+        assert identity is not None, "it was just put in"
+        return identity
 
     def _start_anew(self) -> None:
         with self._database:

@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from torrentfs.repository.manifest_format import Extent
+
 DEPTH_MAX = 1024
 """Directories inside each other."""
 
@@ -22,7 +24,8 @@ class Run:
 
 @dataclass(slots=True, eq=False)
 class Content:
-    """The bytes of one or more files, stored once: in *runs* of new frames, or at the index's row *row*.
+    """The bytes of one or more files, stored once: in *runs* of new frames and extents of earlier packs (by
+    their ids in the index), or at the index's row *row*.
 
     *segments* are the (offset, length) between holes, None without any; *path* is where tar shows it whole.
     """
@@ -30,7 +33,7 @@ class Content:
     digest: bytes
     size: int
     segments: list[tuple[int, int]] | None = None
-    runs: tuple[Run, ...] = ()
+    runs: tuple[Run | Extent, ...] = ()
     row: int = 0
     path: bytes = b""
 

@@ -17,17 +17,20 @@ from torrentfs.repository.metainfo import Metainfo
 from torrentfs.repository.pack import FRAME_LENGTH
 from torrentfs.repository.publisher import content as stream
 from torrentfs.repository.publisher import tar
+from torrentfs.repository.publisher.base import Base, choose_base, open_base
 from torrentfs.repository.publisher.content_index import ContentIndex, Place, open_index
 from torrentfs.repository.publisher.holes import data_segments
 from torrentfs.repository.publisher.manifest_writer import PackRow, write_manifest
-from torrentfs.repository.publisher.nodes import Content, Node, Reader, Source, walk
+from torrentfs.repository.publisher.nodes import Content, Node, Reader, Run, Source, walk
 from torrentfs.repository.publisher.packer import Packer
 from torrentfs.repository.publisher.progress import Meter, Progress
-from torrentfs.repository.publisher.reuse import choose
+from torrentfs.repository.publisher.reuse import OLD_PACK_COUNT_MAX, choose
 from torrentfs.repository.publisher.standing import Standing
 from torrentfs.repository.workshop import Repository
 
 PARTS = b".torrentfs-parts"
+PART_BLOCKS = 64
+"""Of a file that changed in part so many new blocks at most make one member: they are kept in memory."""
 """Where tar shows the parts of a file that no pack can hold."""
 THREADS_MAX = 16
 _SMALL_LENGTH = FRAME_LENGTH - 8 * 1024
@@ -42,14 +45,16 @@ class Publication:
         repository: Repository,
         catalog: Catalog,
         source: Source,
-        file_name: bytes,
+        path: str,
         progress: Callable[[Progress], None] | None,
     ) -> None:
-        """Take the source; *file_name* is what tar calls it if it is a single file."""
+        """Take the source, which becomes a revision of *path*."""
         self._repository = repository
         self._catalog = catalog
         self._source = source
-        self._file_name = file_name
+        self._earlier = choose_base(catalog, path)
+        self._file_name = path.rpartition("/")[2].encode()
+        """What tar calls the source if it is a single file."""
         self._meter = Meter(progress)
         self._contents: dict[bytes, Content] = {}
         self._large_sizes: set[int] = set()
@@ -57,6 +62,8 @@ class Publication:
         self._hashed: dict[int, bytes] = {}
         self._metered: dict[int, int] = {}
         self._old_packs: list[int] = []
+        self._base: Base | None = None
+        self._standing: Standing | None = None
         self._whole = True
         self._part_count = 0
         self.files = 0
@@ -77,7 +84,9 @@ class Publication:
                 index.catch_up(self._catalog, self._repository.public)
                 if not index.empty:
                     self._reuse(index)
-                self._pack(packer)
+                with open_base(self._repository.public, self._earlier, index.identity) as base:
+                    self._base = base
+                    self._pack(packer)
                 self._source.check()
                 return self._write(index, packer)
             finally:
@@ -97,7 +106,7 @@ class Publication:
             for path, node in walk(self._source.root)
             if node.is_file and node.leader is None and node.size and index.has_size(node.size)
         ]
-        standing = Standing(self._repository.public, index.pack, self._repository.notice)
+        standing = self._standing = Standing(self._repository.public, index.pack, self._repository.notice)
         places: dict[bytes, list[Place]] = {}
         sizes: dict[bytes, int] = {}
         for path, node in probed:
@@ -198,9 +207,48 @@ class Publication:
                     if content.path:
                         packer.add(_link_header(name, node, content.path))
                     return
-            node.content = self._pack_open(packer, name, node, reader)
+            node.content = self._pack_changed(packer, path, node, reader) or self._pack_open(
+                packer, name, node, reader
+            )
         self._large_sizes.add(node.size)
         self._contents[node.content.digest] = node.content
+
+    def _pack_changed(self, packer: Packer, path: bytes, node: Node, reader: Reader) -> Content | None:
+        """Pack what a file does not share with the base; None if it shares nothing with it."""
+        if self._base is None or not self._base.has(path) or data_segments(reader, node.size) is not None:
+            return None
+        looking = stream.Hash(node.size, None)
+        shared = self._base.same_blocks(path, looking.over(stream.data_blocks(reader, node.size, None)))
+        packs = {extent.pack for extent in shared.values()}
+        both = packs.union(self._old_packs)
+        if not shared or len(both) > OLD_PACK_COUNT_MAX:
+            return None
+        if self._standing is None or not self._standing.has([*packs]):
+            return None
+        self._old_packs = sorted(both)
+        runs: list[Run | Extent] = []
+        news: list[bytes] = []
+        hashing = stream.Hash(node.size, None)
+        blocks = hashing.over(self._meter.over(stream.data_blocks(reader, node.size, None)))
+        for number, block in enumerate(blocks):
+            if number not in shared:
+                news.append(block)
+            if news and (number in shared or len(news) == PART_BLOCKS):
+                runs += self._pack_part(packer, node, news)
+                news = []
+            if number in shared:
+                runs.append(shared[number])
+        runs += self._pack_part(packer, node, news)
+        if hashing.digest() != looking.digest():
+            raise PublishError(f"{os.fsdecode(path or self._file_name)} changes while it is read")
+        return Content(hashing.digest(), node.size, None, tuple(runs))
+
+    def _pack_part(self, packer: Packer, node: Node, blocks: list[bytes]) -> list[Run]:
+        length = sum(map(len, blocks))
+        if not length:
+            return []
+        header = partial(self._part_header, node)
+        return packer.add_large(header(length), length, iter(blocks), header)[0]
 
     def _pack_open(self, packer: Packer, name: bytes, node: Node, reader: Reader) -> Content:
         segments = data_segments(reader, node.size)
@@ -237,14 +285,16 @@ class Publication:
                 packer.frame_stored[frame],
             )
 
+        def moved(extent: Extent) -> Extent:
+            if extent.pack == HOLE:
+                return extent
+            return msgspec.structs.replace(extent, pack=position[extent.pack])
+
         def extents(node: Node) -> Iterable[Extent]:
             content = _content(node)
             if not content.row:
-                return stream.extents(content, locate)
-            return (
-                extent if extent.pack == HOLE else msgspec.structs.replace(extent, pack=position[extent.pack])
-                for extent in index.extents(content.row)
-            )
+                return stream.extents(content, locate, moved)
+            return map(moved, index.extents(content.row))
 
         public, root = self._repository.public, self._source.root
         return write_manifest(public, root, packs, extents, lambda node: _content(node).digest)

@@ -59,7 +59,7 @@ def publish(
         _check_room(catalog, path)
         tree = open_source(source)
         try:
-            publication = Publication(repository, catalog, tree, path.rpartition("/")[2].encode(), progress)
+            publication = Publication(repository, catalog, tree, path, progress)
             metainfo, entries = publication.run()
         except OSError as error:
             raise PublishError(f"{error.filename or repository.public}: {error.strerror or error}") from error
