@@ -1,9 +1,11 @@
 """A real mount whose cache is smaller than what its jobs read."""
 
 import os
+import random
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,8 @@ from mounts import FRONTS
 pytestmark = pytest.mark.fuse
 
 BOUND = 32 * 1024 * 1024
+KILLS = max(int(os.environ.get("TORRENTFS_KILLS", "100")) // 20, 1)
+"""As slow as kills of other tests are fast."""
 
 
 @pytest.fixture(params=FRONTS)
@@ -94,15 +98,30 @@ def test_jobs_read_on_where_the_disk_is_full(site: Site) -> None:
 
 @daemons.NATIVE_ONLY
 def test_kills_while_things_go_cost_no_byte(site: Site) -> None:
+    """The server's successor goes on under the running job."""
     bounded(site)
-    reader = job(site)
-    assert reader.stdout is not None
-    lines = []
-    for number, line in enumerate(reader.stdout):
-        lines.append(line.strip())
-        if number % 12 == 6:
-            site.kill_server(signal.SIGKILL)
-    assert reader.wait(daemons.DEADLINE_S) == 0
-    assert lines == digests()
-    # What the last kill left half-way is given back by the successor.
-    daemons.await_true(lambda: taken(site.directory / "cache") <= BOUND)
+    chance = random.Random(5)
+    for _ in range(KILLS):
+        reader = job(site)
+        time.sleep(chance.uniform(0.05, 1.2))
+        site.kill_server(signal.SIGKILL)
+        told, _ = reader.communicate(timeout=daemons.DEADLINE_S)
+        assert told.split() == digests()
+        # What the kill left half-way is given back by the successor.
+        daemons.await_true(lambda: taken(site.directory / "cache") <= BOUND)
+
+
+def test_kills_of_all_processes_while_things_go_cost_no_byte(site: Site) -> None:
+    """The job dies with its mount; the next one, on a new mount, compares all."""
+    chance = random.Random(6)
+    for _ in range(KILLS):
+        bounded(site)
+        reader = job(site)
+        time.sleep(chance.uniform(0.05, 1.2))
+        site.kill_all()
+        reader.communicate(timeout=daemons.DEADLINE_S)
+        bounded(site)
+        assert run(site) == digests()
+        daemons.await_true(lambda: taken(site.directory / "cache") <= BOUND)
+        site.command("umount", site.mountpoint)
+        site.wait_for_end()

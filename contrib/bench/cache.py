@@ -40,6 +40,7 @@ MIB = 1024 * 1024
 LARGE_LENGTH = 1024 * MIB
 TREE_FILES, TREE_FILE_LENGTH = 3000, 100_000
 UPDATED_LENGTH, CHANGED_SHARE = 300_000_000, 0.03
+QUIET_S = 1.5
 PROBE_LENGTH = 64 * 1024
 PROBE_S = 10.0
 PACKS, CACHE_LENGTH = 50, 20_000_000_000
@@ -125,8 +126,17 @@ def tar(directory: Path) -> None:
 
 
 def fetched(node: Node) -> int:
-    moved = node.stats()["bytes"]
-    return int(moved["from_peers"] + moved["from_mirrors"] + moved["bypassed"])
+    """Return what came over the network, once nothing comes any more; some counts are a second late."""
+    before = -1
+    while True:
+        found = node.stats()
+        moved = found["bytes"]
+        now = int(moved["from_peers"] + moved["from_mirrors"] + moved["bypassed"])
+        now += int(found["sources"]["redundant"])
+        if now == before:
+            return now
+        before = now
+        time.sleep(QUIET_S)
 
 
 def warm(node: Node) -> None:
