@@ -425,7 +425,7 @@ async def test_what_the_disk_refuses_comes_through_memory(tmp_path: Path) -> Non
         view = w.view(web)
         await read(view, PACK.ref, 0, 10)
         path = tmp_path / PACK.ref.kind.url_path(PACK.ref.info_hash)
-        w.node._store._files.close_all()
+        w.node._store.files.close_all()
         whole = path.rename(tmp_path / "aside")
         path.mkdir()  # reading a directory fails with EISDIR, for root too
         w.swarm.added[PACK.ref.info_hash] = (PACK.metainfo, whole)

@@ -88,7 +88,7 @@ class Bypass:
             mirror.succeeded(info_hash)
             for piece, data in found:
                 self._counts.bypassed += len(data)
-                self._store.hold(torrent.held, piece, data, keep)
+                self._store.in_memory.hold(torrent.held, piece, data, keep)
             return True
         if not doubts:
             raise CacheError(str(why))

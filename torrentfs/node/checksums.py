@@ -11,6 +11,11 @@ from torrentfs.node.held import Held
 from torrentfs.repository.metainfo import Metainfo, PieceIndex
 
 
+def checksum(held: Held, piece: PieceIndex, data: bytes) -> bytes:
+    """Return the xxh3 checksum of a piece, b"" if *data* is not all of it."""
+    return xxhash.xxh3_128_digest(data) if len(data) == held.span(piece) else b""
+
+
 def digests(path: Path, held: Held, pieces: Iterable[PieceIndex]) -> list[bytes]:
     """Return the xxh3 checksums of *pieces* in the file *path*, b"" of what is not there.
 

@@ -228,7 +228,7 @@ class Node:
         settings, store, fetcher = self._settings, self._store, self._fetcher
         return {
             "node.cache_size_max": (store.used, settings.cache_size_max),
-            "node.open_files_max": (store.open_files, settings.open_files_max),
+            "node.open_files_max": (len(store.files), settings.open_files_max),
             "node.frame_cache_bytes_max": (self._frames.bytes_held, settings.frame_cache_bytes_max),
             "node.pieces_in_memory_max": (len(store.in_memory), settings.pieces_in_memory_max),
             "node.pieces_in_flight_max": (fetcher.pieces_in_flight, settings.pieces_in_flight_max),

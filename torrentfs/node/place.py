@@ -18,7 +18,7 @@ from pathlib import Path
 
 from torrentfs.errors import CacheError
 from torrentfs.node.state import BLOCK
-from torrentfs.repository.metainfo import InfoHash, Kind
+from torrentfs.repository.metainfo import TORRENT_LENGTH_MAX, InfoHash, Kind, Metainfo
 
 LEAVING, LOCK = "leaving", "lock"
 _HEX = re.compile("[0-9a-f]{64}", re.ASCII)
@@ -52,6 +52,26 @@ def lock(directory: Path) -> int:
 def metainfo_path(directory: Path, info_hash: InfoHash) -> Path:
     """Return where the kept ``.torrent`` lies."""
     return directory / "metainfo" / f"{info_hash.hex()}.torrent"
+
+
+def read_metainfo(directory: Path, info_hash: InfoHash) -> bytes | None:
+    """Return the kept ``.torrent``, unchecked; None when there is none. Raises: CacheError."""
+    try:
+        with metainfo_path(directory, info_hash).open("rb") as file:
+            return file.read(TORRENT_LENGTH_MAX + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CacheError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def write_metainfo(directory: Path, metainfo: Metainfo) -> int:
+    """Keep a ``.torrent``; return its length. Raises: OSError."""
+    path = metainfo_path(directory, metainfo.info_hash)
+    part = path.with_suffix(".part")
+    length = part.write_bytes(metainfo.torrent())
+    part.replace(path)
+    return length
 
 
 def put_aside(directory: Path, path: Path) -> None:

@@ -254,9 +254,10 @@ def _settle_some(connection: sqlite3.Connection, number: int, last: int) -> bool
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    # Our own transactions; autocommit in between. The checkpoint of a busy log would fsync within a claim:
-    # off.
+    # Our own transactions; autocommit in between. No fsync of a commit, which would hold up who writes next;
+    # nor the checkpoint of a busy log within a claim.
     connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
     return connection
 
@@ -265,7 +266,6 @@ def _open(path: Path) -> tuple[sqlite3.Connection, list[TorrentRow]]:
     connection = _connect(path)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if not 0 <= version <= STATE_VERSION:
             raise CacheError(

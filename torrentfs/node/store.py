@@ -7,21 +7,20 @@ decided elsewhere.
 import logging
 import os
 import time
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import xxhash
-
 from torrentfs.errors import CacheError
 from torrentfs.node import place
+from torrentfs.node.checksums import checksum
 from torrentfs.node.files import OpenFiles
 from torrentfs.node.held import CHECKED, CLAIMED, IN_MEMORY, MISSING, ON_DISK, Held
 from torrentfs.node.holes import punch
+from torrentfs.node.memory import PiecesInMemory
 from torrentfs.node.pins import Pins
 from torrentfs.node.state import BLOCK, DIGEST_LENGTH, State, TorrentRow
-from torrentfs.repository.metainfo import TORRENT_LENGTH_MAX, InfoHash, Kind, Metainfo, PieceIndex, TorrentRef
+from torrentfs.repository.metainfo import InfoHash, Kind, Metainfo, PieceIndex, TorrentRef
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,9 +50,8 @@ class Store:
         """Reads and claims since this start: the clock of what was read when."""
         self._rest = 0
         """Bytes of the disk that all but pieces and state take: metainfo, and what the daemon keeps here."""
-        self._pieces_in_memory_max = pieces_in_memory_max
-        self._in_memory: OrderedDict[tuple[Held, PieceIndex], None] = OrderedDict()
-        self._files = OpenFiles(self.path, open_files_max)
+        self.in_memory = PiecesInMemory(pieces_in_memory_max)
+        self.files = OpenFiles(self.path, open_files_max)
         self._held: dict[InfoHash, Held] = {}
         self._unread: set[InfoHash] = set()
         self._used: set[Held] = set()
@@ -119,8 +117,8 @@ class Store:
             CacheError: another daemon uses it, or the disk refuses: everything goes through memory.
         """
         self._leave()
-        for held, piece in list(self._in_memory):
-            self._let_go(held, piece)
+        for held, piece in list(self.in_memory):
+            self.in_memory.let_go(held, piece)
         for held in self._held.values():
             held.lost += [PieceIndex(piece) for piece, state in enumerate(held.states) if state in ON_DISK]
             held.states[:] = bytes(held.piece_count)
@@ -135,16 +133,6 @@ class Store:
         for held in before:
             if held.ref.info_hash in self._unread:
                 self._read_states(held)
-
-    @property
-    def open_files(self) -> int:
-        """How many files of torrents are open for reading."""
-        return len(self._files)
-
-    @property
-    def in_memory(self) -> Collection[tuple[Held, PieceIndex]]:
-        """The pieces that are in memory only."""
-        return self._in_memory.keys()
 
     @property
     def used(self) -> int:
@@ -216,12 +204,12 @@ class Store:
         self.going += held.cached
         self._account(held, -held.cached)
         for piece in list(held.in_memory):
-            self._let_go(held, piece)
+            self.in_memory.let_go(held, piece)
         held.states[:] = bytes(held.piece_count)  # for who still looks at it: the checker, in a thread
         del self._held[held.ref.info_hash]
         self._unread.discard(held.ref.info_hash)
         self._used.discard(held)
-        self._files.close(held.ref.info_hash)
+        self.files.close(held.ref.info_hash)
         self._removed.append(self.path(held.ref))
 
     def empty(self) -> None:
@@ -247,7 +235,7 @@ class Store:
                 return self._read_mixed(held, offset, length)
             if not self.check(held, offset, length):
                 return None
-            data = self._files.pread(held.ref, length, offset)
+            data = self.files.pread(held.ref, length, offset)
         except CacheError as error:
             _LOG.warning("%s: it is fetched again", error)
             self._unclaim(held, held.pieces(offset, length))
@@ -258,25 +246,6 @@ class Store:
         self.touch(held, offset, length)
         return data
 
-    def hold(self, held: Held, piece: PieceIndex, data: bytes, keep: int = 1) -> None:
-        """Have a verified piece in memory, as the disk cannot take it; what came so longest ago goes, but for
-        the last *keep*, which one read needs together.
-        """
-        if held.states[piece] != MISSING:
-            return
-        held.states[piece] = IN_MEMORY
-        held.in_memory[piece] = data
-        self._in_memory[held, piece] = None
-        while len(self._in_memory) > max(self._pieces_in_memory_max, keep):
-            oldest, old_piece = next(iter(self._in_memory))
-            self._let_go(oldest, old_piece)
-
-    def _let_go(self, held: Held, piece: PieceIndex) -> None:
-        """Forget a piece that is in memory."""
-        del self._in_memory[held, piece]
-        del held.in_memory[piece]
-        held.states[piece] = MISSING
-
     def _read_mixed(self, held: Held, offset: int, length: int) -> bytes | None:
         """Read a range of which pieces may be in memory."""
         data = bytearray()
@@ -286,7 +255,7 @@ class Store:
             if held.states[piece] == IN_MEMORY:
                 data += memoryview(held.in_memory[piece])[start:end]
             elif held.states[piece] == CHECKED or self._check(held, piece):
-                data += self._files.pread(held.ref, end - start, piece * held.piece_length + start)
+                data += self.files.pread(held.ref, end - start, piece * held.piece_length + start)
             else:
                 return None
         return bytes(data) if len(data) == length else None
@@ -343,8 +312,8 @@ class Store:
             CacheError: the disk refuses; none of them is claimed.
         """
         self._forget_deleted(held)
-        for piece in [piece for piece in pieces if held.states[piece] == IN_MEMORY]:
-            self._let_go(held, piece)
+        for piece in pieces:
+            self.in_memory.let_go(held, piece)
         fresh = [(piece, self._digest(held, piece)) for piece in pieces if held.states[piece] == MISSING]
         if not fresh:
             return
@@ -397,13 +366,7 @@ class Store:
         Raises:
             CacheError: the disk refuses.
         """
-        try:
-            with place.metainfo_path(self.directory, info_hash).open("rb") as file:
-                return file.read(TORRENT_LENGTH_MAX + 1)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise CacheError(f"cannot read {error.filename}: {error.strerror}") from error
+        return place.read_metainfo(self.directory, info_hash)
 
     def has_metainfo(self, info_hash: InfoHash) -> bool:
         """Tell whether a ``.torrent`` is kept."""
@@ -413,13 +376,10 @@ class Store:
         """Keep a checked ``.torrent``; a half-written one is found out by whoever checks it. If the disk
         refuses it is fetched again.
         """
-        path = place.metainfo_path(self.directory, metainfo.info_hash)
-        part = path.with_suffix(".part")
         try:
-            self._rest += part.write_bytes(metainfo.torrent()) + BLOCKS_ROUNDED
-            part.replace(path)
+            self._rest += place.write_metainfo(self.directory, metainfo) + BLOCKS_ROUNDED
         except OSError as error:
-            _LOG.warning("cannot keep metainfo as %s: %s", path, error.strerror)
+            _LOG.warning("cannot keep metainfo in %s: %s", self.directory, error.strerror)
 
     def flush_uses(self) -> None:
         """Write down which torrents were read since the last call."""
@@ -463,7 +423,7 @@ class Store:
             self._state.close()
         except CacheError as error:
             _LOG.warning("%s", error)
-        self._files.close_all()
+        self.files.close_all()
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
@@ -527,8 +487,8 @@ class Store:
         """Let go of a file that was deleted under us: the swarm writes into a new one, of which our
         descriptor would show nothing but holes.
         """
-        if self._files.is_deleted(held.ref.info_hash):
-            self._files.close(held.ref.info_hash)
+        if self.files.is_deleted(held.ref.info_hash):
+            self.files.close(held.ref.info_hash)
             self.drop(held, map(PieceIndex, range(held.piece_count)))
 
     def _check(self, held: Held, piece: PieceIndex) -> bool:
@@ -543,5 +503,4 @@ class Store:
 
     def _digest(self, held: Held, piece: PieceIndex) -> bytes:
         """Return the checksum of a piece on disk, b"" if it is not all there."""
-        data = self._files.pread(held.ref, held.span(piece), piece * held.piece_length)
-        return xxhash.xxh3_128_digest(data) if len(data) == held.span(piece) else b""
+        return checksum(held, piece, self.files.pread(held.ref, held.span(piece), piece * held.piece_length))
