@@ -25,7 +25,8 @@ KILLS = max(int(os.environ.get("TORRENTFS_KILLS", "100")) // 20, 1)
 
 @pytest.fixture(params=FRONTS)
 def site(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    with daemons.site(tmp_path, monkeypatch, request.param) as made:
+    breaker_s = daemons.BREAKER_S + 6 * KILLS
+    with daemons.site(tmp_path, monkeypatch, request.param, breaker_s=breaker_s) as made:
         publish_big(made)
         yield made
 
