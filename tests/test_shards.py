@@ -43,6 +43,7 @@ def test_shard_is_the_documented_json() -> None:
             "ROOT/v6": {
                 "state": "live",
                 "requires": [],
+                "retires": 0,
                 "revisions": [
                     {
                         "number": 1,

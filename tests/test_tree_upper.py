@@ -147,6 +147,50 @@ def test_retired_path_is_hidden_but_reached_by_its_revision():
     assert walk(made, ".revisions/ROOT/v6@1") == of_entry(1, 0)
 
 
+def test_what_is_retired_is_used_by_its_name_until_its_day_and_then_gone():
+    now, leaving = [1000.0], Version("ROOT/v6", (revision(1, 1),), "retired", retires=2000)
+    alone = Version("OLD/v1", (revision(1, 7),), "retired", retires=3000)
+    made = Tree(NothingCached(), MemoryLedger(), (0, 0), clock=lambda: now[0])
+    made.swap(catalog(leaving, ROOT_7, alone))
+
+    assert names(made, walk(made, "ROOT")) == [b"v7"]
+    assert names(made, ROOT) == [b"ROOT"]
+    assert walk(made, "ROOT/v6") == of_entry(1, 0)
+    assert walk(made, "OLD/v1") == of_entry(7, 0)
+    assert not made.is_outdated
+    now[0] = 2000.0
+    assert made.is_outdated
+    changed = made.swap(made.catalog)
+    assert (walk(made, "ROOT"), b"v6") in changed.entries
+    assert made.lookup(walk(made, "ROOT"), b"v6") is None
+    assert made.attributes(of_entry(1, 0)).inode == of_entry(1, 0)  # for jobs that are in it
+    assert not made.is_outdated
+    now[0] = 3000.0
+    made.swap(made.catalog)
+    assert made.lookup(ROOT, b"OLD") is None
+
+
+def test_retiring_and_undoing_it_only_changes_listings():
+    live = Version("ROOT/v6", (revision(1, 1),))
+    leaving = msgspec.structs.replace(live, state="retired", retires=2000)
+    made = Tree(NothingCached(), MemoryLedger(), (0, 0), clock=lambda: 1000.0)
+    made.swap(catalog(live, ROOT_7))
+    for version in (leaving, live):
+        changed = made.swap(catalog(version, ROOT_7))
+
+        assert changed.entries == ()
+        assert changed.inodes == (walk(made, "ROOT"),)
+
+
+def test_a_mount_may_list_what_is_retired():
+    leaving = Version("ROOT/v6", (revision(1, 1),), "retired", retires=2000)
+    made = Tree(NothingCached(), MemoryLedger(), (0, 0), clock=lambda: 1000.0, show_retired=True)
+
+    made.swap(catalog(leaving, ROOT_7))
+
+    assert names(made, walk(made, "ROOT")) == [b"v6", b"v7"]
+
+
 def test_aliases_are_relative_links():
     made = tree(ROOT_6, ROOT_7, aliases={"ROOT/latest": "ROOT/v7", "current": "ROOT/v6", "x/y/z": "ROOT/v6"})
 

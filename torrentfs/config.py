@@ -139,6 +139,8 @@ class MountSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     read_ahead_kib: Annotated[int, Meta(ge=0, le=65_536)] = 256
     """At 128 a numpy start read 58 instead of 67 MB; which is faster was lost in the machine's noise."""
     manifest_blocks_max: Count = 64
+    show_retired: bool = False
+    """Whether directories list what is retired, until it is gone."""
     source: Annotated[str, Meta(pattern=r"^[^,\\\s]{0,255}$")] = ""
     """What the kernel's table of mounts shows as mounted, by default the repository's name.
 

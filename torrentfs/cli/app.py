@@ -20,6 +20,9 @@ USED_WRONGLY = 2
 COMMANDS = {
     "repo": ("torrentfs.cli.repo", "Make and look after a repository."),
     "publish": ("torrentfs.cli.publish", "Publish a directory, file or archive as a package version."),
+    "revert": ("torrentfs.cli.revert", "Make an earlier revision of a path the current one again."),
+    "alias": ("torrentfs.cli.alias", "Give a path another name, which shows as a symbolic link."),
+    "retire": ("torrentfs.cli.retire", "Have a path leave the tree by some day."),
     "seed": ("torrentfs.cli.seed", "Be a repository's origin: seed its packs, serve public/."),
     "list": ("torrentfs.cli.listing", "List the package versions of a repository or a mount."),
     "mount": ("torrentfs.cli.mount", "Mount a repository."),

@@ -137,6 +137,7 @@ def _listed(version: Version, revision: Revision) -> dict[str, Any]:
         "revision": revision.number,
         "infohash": revision.manifest.hex(),
         "state": version.state,
+        "retires": version.retires if version.state == "retired" else None,
         "size": revision.size,
         "entries": revision.entries,
         "published": revision.published,

@@ -20,7 +20,7 @@ from torrentfs.config import NodeSettings, SwarmSettings, format_address, parse_
 from torrentfs.daemon import control, presence
 from torrentfs.daemon.answers import Answers
 from torrentfs.daemon.caching import Caching
-from torrentfs.daemon.currency import Currency, Origin
+from torrentfs.daemon.currency import Currency, Origin, Show
 from torrentfs.daemon.ledger import FileLedger, open_ledger
 from torrentfs.daemon.lifetime import first_error
 from torrentfs.daemon.request import Request
@@ -30,6 +30,9 @@ from torrentfs.fuse.filesystem import Filesystem
 from torrentfs.node import Node
 from torrentfs.repository.catalog import Catalog
 from torrentfs.tree import Changes, Tree
+
+RETIRE_INTERVAL_S = 10.0
+"""How often to look whether something retired has become gone."""
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +147,13 @@ async def serve(
     else:
         currency.resume(catalog)
     view = place.node.view(sources(configuration, catalog))
-    tree = Tree(view, ledger, settings.owner, manifest_blocks_max=settings.manifest_blocks_max)
+    tree = Tree(
+        view,
+        ledger,
+        settings.owner,
+        manifest_blocks_max=settings.manifest_blocks_max,
+        show_retired=settings.show_retired,
+    )
     filesystem = Filesystem(tree, view, settings)
     filesystem.swap(catalog)
     caching = Caching(place.node, view, lambda: tree.catalog)
@@ -180,9 +189,18 @@ async def serve(
         words = {**answers.words(), "cache": caching.order, **place.words}
         nursery.start_soon(control.serve, place.listener, words)
         nursery.start_soon(caching.keep_pins)
+        nursery.start_soon(_retire, tree, show)
         nursery.start_soon(currency.keep, show)
         log.info("%s: serving %s, catalog version %d", mountpoint, catalog.name, catalog.version)
         task_status.started(currency.doubt)
+
+
+async def _retire(tree: Tree, show: Show) -> None:
+    """Have what is retired go when its time has come, until cancelled."""
+    while True:
+        await trio.sleep(RETIRE_INTERVAL_S)
+        if tree.is_outdated:
+            await show(tree.catalog)
 
 
 def _identity(place: Place, origin: Origin, session: Session) -> dict[str, object]:

@@ -77,13 +77,19 @@ class Revision(msgspec.Struct, frozen=True):
 class Version(msgspec.Struct, frozen=True):
     """A path with its revisions, oldest first, of which the last is what the path shows.
 
-    A retired path is not shown; its revisions can still be reached under `RESERVED`.
+    A retired path is not listed, and gone from *retires* on (seconds since 1970); its revisions can still be
+    reached under `RESERVED`.
     """
 
     path: str
     revisions: Annotated[tuple[Revision, ...], msgspec.Meta(min_length=1, max_length=REVISION_COUNT_MAX)]
     state: State = "live"
     requires: Annotated[tuple[str, ...], msgspec.Meta(max_length=REQUIRES_COUNT_MAX)] = ()
+    retires: Number = 0
+
+    def is_gone(self, now_s: float) -> bool:
+        """Tell whether the path shows nothing any more."""
+        return self.state == "retired" and self.retires <= now_s
 
     @property
     def current(self) -> Revision:

@@ -91,6 +91,7 @@ class _Version(msgspec.Struct, frozen=True):
     revisions: Annotated[tuple[_Revision, ...], msgspec.Meta(min_length=1, max_length=REVISION_COUNT_MAX)]
     state: State = "live"
     requires: Annotated[tuple[str, ...], msgspec.Meta(max_length=REQUIRES_COUNT_MAX)] = ()
+    retires: Number = 0
 
 
 class Shard(msgspec.Struct, frozen=True):
@@ -202,11 +203,12 @@ def _to_wire(version: Version) -> _Version:
         _Revision(**{**msgspec.structs.asdict(revision), "manifest": revision.manifest.hex()})
         for revision in version.revisions
     )
-    return _Version(revisions, version.state, version.requires)
+    return _Version(revisions, version.state, version.requires, version.retires)
 
 
 def _from_wire(path: str, version: _Version) -> Version:
-    return Version(path, tuple(map(_revision, version.revisions)), version.state, version.requires)
+    revisions = tuple(map(_revision, version.revisions))
+    return Version(path, revisions, version.state, version.requires, version.retires)
 
 
 def _revision(wire: _Revision) -> Revision:

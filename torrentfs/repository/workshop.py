@@ -159,6 +159,15 @@ class Repository:
         _checked_seeders(catalog.seeders)
         return self._sign(_readable(catalog))
 
+    def change(self, work: Callable[[Catalog], Catalog]) -> Catalog:
+        """Commit what *work* makes of the catalog.
+
+        Raises:
+            UsageError: it cannot be changed so. RepositoryError: like `commit`.
+        """
+        with self.lock():
+            return self.commit(work(self.catalog()))
+
     def check_keys(self) -> None:
         """Check that the online keys are there and are the ones that nodes will believe.
 

@@ -4,7 +4,8 @@ A method that looks inside a revision may raise `NotCached`, which says what is 
 """
 
 import stat
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from torrentfs.errors import (
@@ -37,9 +38,18 @@ class Tree:
     """One repository as a filesystem; *owner* is the (uid, gid) that everything shows."""
 
     def __init__(
-        self, content: Content, ledger: Ledger, owner: tuple[int, int], *, manifest_blocks_max: int = 64
+        self,
+        content: Content,
+        ledger: Ledger,
+        owner: tuple[int, int],
+        *,
+        manifest_blocks_max: int = 64,
+        show_retired: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.owner = owner
+        self._show_retired = show_retired
+        self._clock = clock
         self._revisions = Revisions(content, ledger, manifest_blocks_max)
         self._upper = Upper(Catalog(name=""))
 
@@ -47,6 +57,11 @@ class Tree:
     def catalog(self) -> Catalog:
         """The catalog that is shown."""
         return self._upper.catalog
+
+    @property
+    def is_outdated(self) -> bool:
+        """Tell whether something that the catalog retired has become gone since it was swapped in."""
+        return self._upper.changes_at is not None and self._upper.changes_at <= self._clock()
 
     @property
     def manifest_blocks(self) -> tuple[int, int]:
@@ -64,7 +79,7 @@ class Tree:
         Raises:
             FormatError: it cannot be shown; the old one still is.
         """
-        upper = Upper(catalog)
+        upper = Upper(catalog, self._clock(), show_retired=self._show_retired)
         forgotten = changes(self._upper, upper)
         self._upper = upper
         self._revisions.swap(upper.paths)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from torrentfs.errors import FormatError
-from torrentfs.repository.catalog import RESERVED, Catalog, Revision
+from torrentfs.repository.catalog import RESERVED, Catalog, Revision, Version
 from torrentfs.tree import attributes
 from torrentfs.tree.attributes import Attributes
 from torrentfs.tree.inode import Inode, of_path
@@ -24,6 +24,7 @@ class Leaf:
 
     revision: Revision
     attributes: Attributes
+    listed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Alias:
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """A directory above the packages; *children* in the order of their names' bytes."""
+    """A directory above the packages; *children*, and the listed *names*, in the order of their bytes."""
 
     path: str
     children: dict[bytes, "Child"]
@@ -69,8 +70,9 @@ class Totals:
 class Upper:
     """All names above the packages at one catalog."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        """Lay out *catalog*.
+    def __init__(self, catalog: Catalog, now_s: float = 0.0, *, show_retired: bool = False) -> None:
+        """Lay out *catalog* as it is at *now_s*, Unix time; with *show_retired* list what is retired until it
+        is gone.
 
         Raises:
             FormatError: a path inside another, or two paths with the same inode.
@@ -79,16 +81,20 @@ class Upper:
         self.paths: dict[int, tuple[str, Revision]] = {}
         self.inodes: dict[Inode, Child] = {}
         self.reserved: dict[Inode, str] = {}
-        self.totals = _totals(catalog)
+        shown = [version for version in catalog.versions.values() if not version.is_gone(now_s)]
+        self.totals = _totals(shown)
+        self.changes_at = min((one.retires for one in shown if one.state == "retired"), default=None)
+        """When, by Unix time, this catalog is to be laid out anew, if ever: something will be gone."""
         root = _Draft("")
         self._reserve("")
         for version in catalog.versions.values():
             for revision in version.revisions:
                 self.paths[revision.ordinal] = (version.path, revision)
             self._reserve(posixpath.dirname(version.path))
-            if version.state == "live":
-                leaf = Leaf(version.current, attributes.of_revision(version.current))
-                root.place(version.path, leaf, version.current.published)
+        for version in shown:
+            listed = show_retired or version.state == "live"
+            leaf = Leaf(version.current, attributes.of_revision(version.current), listed)
+            root.place(version.path, leaf, version.current.published)
         for path, target in catalog.aliases.items():
             root.place(path, self._alias(path, target), 0)
         self._register(root.path, root.finish(self._register))
@@ -153,7 +159,8 @@ class _Draft:
         shown = attributes.of_upper_directory(
             of_path(self.path), _subdirectories(children.values()), self.published * _NS
         )
-        return Directory(self.path, children, tuple(children), shown)
+        names = tuple(name for name, child in children.items() if _is_listed(child))
+        return Directory(self.path, children, names, shown)
 
 
 def changes(old: Upper, new: Upper) -> Changes:
@@ -164,7 +171,7 @@ def changes(old: Upper, new: Upper) -> Changes:
         before, after = old.inodes.get(inode), new.inodes.get(inode)
         names = list(_changed_names(_children(before), _children(after)))
         entries.extend((inode, name) for name in names)
-        if names or _shown(before) != _shown(after):
+        if names or _names(before) != _names(after) or _shown(before) != _shown(after):
             # The parent too: forgetting a name that has no dentry leaves a cached listing as it was.
             inodes.append(inode)
     entries.extend(_changed_reserved(old, new))
@@ -213,6 +220,16 @@ def _subdirectories(children: Iterable[Child]) -> int:
     )
 
 
-def _totals(catalog: Catalog) -> Totals:
-    shown = [version.current for version in catalog.versions.values() if version.state == "live"]
-    return Totals(sum(revision.size for revision in shown), sum(revision.entries for revision in shown))
+def _totals(shown: Iterable[Version]) -> Totals:
+    current = [version.current for version in shown]
+    return Totals(sum(revision.size for revision in current), sum(revision.entries for revision in current))
+
+
+def _is_listed(child: Child) -> bool:
+    if isinstance(child, Leaf):
+        return child.listed
+    return not isinstance(child, Directory) or bool(child.names)
+
+
+def _names(child: Child | None) -> tuple[bytes, ...]:
+    return child.names if isinstance(child, Directory) else ()
