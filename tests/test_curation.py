@@ -136,3 +136,83 @@ def test_pure_changes_leave_the_old_catalog_alone() -> None:
         reverted(changed, "ROOT/v6", 1, 0)
 
     assert changed == made
+
+
+def test_publishing_moves_aliases_in_the_same_commit(repository: Repository, tmp_path: Path) -> None:
+    source, place = str(tmp_path / "source"), str(repository.directory)
+    before = repository.catalog().version
+
+    assert (
+        run(
+            [
+                "publish",
+                place,
+                source,
+                "ROOT/v8",
+                "--alias",
+                "latest",
+                "--alias",
+                "a/b",
+                "--requires",
+                "ROOT/v7",
+            ]
+        )
+        == 0
+    )
+
+    after = repository.catalog()
+    assert after.version == before + 1
+    assert after.aliases == {"ROOT/latest": "ROOT/v8", "a/b": "ROOT/v8"}
+    assert after.versions["ROOT/v8"].requires == ("ROOT/v7",)
+    assert run(["publish", place, source, "ROOT/v8"]) == 0
+    assert repository.catalog().versions["ROOT/v8"].requires == ("ROOT/v7",)
+
+
+def test_a_batch_is_one_commit(
+    repository: Repository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch, before = tmp_path / "batch.toml", repository.catalog().version
+    batch.write_text(
+        '[[publish]]\nsource = "source"\npath = "A/v1"\nalias = ["latest"]\nrequires = ["B/v1"]\n'
+        '[[publish]]\nsource = "source/data"\npath = "B/v1"\n'
+    )
+
+    assert run(["publish", str(repository.directory), "--batch", str(batch), "--json"]) == 0
+
+    assert [record["path"] for record in json.loads(capsys.readouterr().out)] == ["A/v1", "B/v1"]
+    after = repository.catalog()
+    assert after.version == before + 1
+    assert after.aliases == {"A/latest": "A/v1"}
+    assert after.versions["A/v1"].current.ordinal < after.versions["B/v1"].current.ordinal
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            '[[publish]]\nsource = "source"\npath = "A/v1"\n[[publish]]\nsource = "absent"\npath = "B/v1"\n',
+            "absent",
+        ),
+        ('[[publish]]\nsource = "source"\npath = "A/v1"\nalias = ["x/../y"]\n', "path 'x/../y'"),
+        ('[[publish]]\nsource = "source"\npath = "A/v1"\nrequires = ["Z"]\n', "requires Z"),
+        ('[[publish]]\nsource = "source"\npath = "../up"\n', "'../up'"),
+        ('[[publish]]\nsource = "source"\n', "path"),
+        ("publish = 7\n", "array"),
+        ("publish = []\n", "length"),
+        ("[[publish\n", "batch.toml"),
+        ("\xff", "batch.toml"),
+    ],
+)
+def test_a_batch_that_fails_leaves_everything_as_it_was(
+    repository: Repository, tmp_path: Path, text: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch, before = tmp_path / "batch.toml", repository.catalog()
+    batch.write_text(text, "latin-1")
+
+    assert run(["publish", str(repository.directory), "--batch", str(batch)]) in {1, 2}
+
+    [line] = capsys.readouterr().err.splitlines()
+    assert reason in line
+    assert repository.catalog() == before
+    # And what it left is not in the way.
+    assert run(["publish", str(repository.directory), str(tmp_path / "source"), "A/v1"]) == 0

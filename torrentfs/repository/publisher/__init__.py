@@ -6,6 +6,6 @@ Nothing here is imported where packages are only read. `nodes` is the tree that 
 """
 
 from torrentfs.repository.publisher.progress import Progress
-from torrentfs.repository.publisher.publishing import Published, publish
+from torrentfs.repository.publisher.publishing import Published, Wanted, publish, publish_all
 
-__all__ = ["Progress", "Published", "publish"]
+__all__ = ["Progress", "Published", "Wanted", "publish", "publish_all"]

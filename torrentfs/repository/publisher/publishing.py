@@ -1,15 +1,19 @@
-"""This module publishes a source as a revision, from reading its tree to the commit.
+"""This module publishes sources as revisions, from reading their trees to the one commit.
 
 What happens to contents is `publication`'s, signing and the commit are `workshop`'s.
 """
 
+import posixpath
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from torrentfs.errors import PublishError, UsageError
 from torrentfs.repository.catalog import Catalog, Revision
+from torrentfs.repository.curation import with_alias
 from torrentfs.repository.manifest_file import open_manifest
 from torrentfs.repository.metainfo import InfoHash, Kind, Metainfo, TorrentRef
 from torrentfs.repository.paths import check_path
@@ -19,7 +23,7 @@ from torrentfs.repository.publisher.publication import Publication
 from torrentfs.repository.publisher.source import open_source
 from torrentfs.repository.workshop import Repository
 
-__all__ = ["Progress", "Published", "publish"]
+__all__ = ["Progress", "Published", "Wanted", "publish", "publish_all"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,26 @@ class Published:
     bytes_in: int
     bytes_packed: int
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be published: *source* as the next revision of *path*.
+
+    *aliases* shall lead to it then, beside it, or with a slash anywhere; *requires* are the paths that it
+    needs, None: as before.
+    """
+
+    source: Path
+    path: str
+    aliases: Sequence[str] = ()
+    requires: Sequence[str] | None = None
+
+    @property
+    def full_aliases(self) -> list[str]:
+        """The aliases from the root of the tree."""
+        parent = posixpath.dirname(self.path)
+        return [alias if "/" in alias else posixpath.join(parent, alias) for alias in self.aliases]
 
 
 def publish(
@@ -49,26 +73,58 @@ def publish(
         PublishError: something in the source cannot be published, or changes meanwhile; it is named.
         RepositoryError: the repository cannot be used.
     """
-    start = time.monotonic()
-    check_path(path)
-    _check_apart(repository, source)
+    [published] = publish_all(repository, [Wanted(source, path)], progress=lambda _: progress)
+    return published
+
+
+def publish_all(
+    repository: Repository,
+    wanted: Sequence[Wanted],
+    *,
+    progress: Callable[[Wanted], Callable[[Progress], None] | None] = lambda _: None,
+) -> list[Published]:
+    """Publish everything in one commit: nodes see all of it, or nothing.
+
+    *progress* gives what is told how far each is.
+
+    Raises: as `publish`.
+    """
+    for one in wanted:
+        check_path(one.path)
+        _check_apart(repository, one.source)
     with repository.lock():
         repository.check_keys()
         repository.remove_litter()
-        catalog = repository.catalog()
-        _check_room(catalog, path)
-        tree = open_source(source)
-        try:
-            publication = Publication(repository, catalog, tree, path, progress)
-            metainfo, entries = publication.run()
-        except OSError as error:
-            raise PublishError(f"{error.filename or repository.public}: {error.strerror or error}") from error
-        finally:
-            tree.close()
-        revision = _revision(repository, catalog, path, tree.root, metainfo, entries)
-        repository.commit(catalog.with_revision(path, revision))
-    return Published(
-        path=path,
+        catalog, done = repository.catalog(), []
+        for one in wanted:
+            catalog, published = _publish(repository, catalog, one, progress(one))
+            done.append(published)
+        for one in wanted:
+            # Once all are there: they may name each other.
+            catalog = _with_requires(catalog, one)
+            for alias in one.full_aliases:
+                catalog = with_alias(catalog, alias, one.path)
+        repository.commit(catalog)
+    return done
+
+
+def _publish(
+    repository: Repository, catalog: Catalog, wanted: Wanted, progress: Callable[[Progress], None] | None
+) -> tuple[Catalog, Published]:
+    """Do all but the commit; return the catalog with the revision in it."""
+    start = time.monotonic()
+    _check_room(catalog, wanted.path)
+    tree = open_source(wanted.source)
+    try:
+        publication = Publication(repository, catalog, tree, wanted.path, progress)
+        metainfo, entries = publication.run()
+    except OSError as error:
+        raise PublishError(f"{error.filename or repository.public}: {error.strerror or error}") from error
+    finally:
+        tree.close()
+    revision = _revision(repository, catalog, wanted.path, tree.root, metainfo, entries)
+    published = Published(
+        path=wanted.path,
         revision=revision.number,
         info_hash=metainfo.info_hash,
         files=publication.files,
@@ -76,6 +132,18 @@ def publish(
         bytes_packed=publication.bytes_packed,
         seconds=time.monotonic() - start,
     )
+    return catalog.with_revision(wanted.path, revision), published
+
+
+def _with_requires(catalog: Catalog, wanted: Wanted) -> Catalog:
+    """Raises: UsageError: what is required is not there."""
+    if wanted.requires is None:
+        return catalog
+    for path in wanted.requires:
+        if path not in catalog.versions and path not in catalog.aliases:
+            raise UsageError(f"{wanted.path} requires {path}, and nothing is published as that")
+    version = msgspec.structs.replace(catalog.versions[wanted.path], requires=tuple(wanted.requires))
+    return msgspec.structs.replace(catalog, versions={**catalog.versions, wanted.path: version})
 
 
 def _check_apart(repository: Repository, source: Path) -> None:
