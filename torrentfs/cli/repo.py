@@ -69,3 +69,63 @@ def refresh(repo: Path, seeders: tuple[str, ...], as_json: bool) -> None:
         print_json({"version": catalog.version, "expires": catalog.expires, "seeders": list(catalog.seeders)})
     else:
         click.echo(f"signed version {catalog.version}, good for {duration(catalog.expires - time.time())}")
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  torrentfs repo gc /srv/alice --dry-run
+  torrentfs repo gc /srv/alice --grace 14                (daily, from a timer)
+
+\b
+A policy, /srv/alice/policy.toml; of rules that match a path, the first counts:
+  [[keep]]
+  paths = "ROOT/*"             shell pattern
+  revisions = 3                the last ones of each path stay
+  versions = 10                the last ones of each directory stay;
+  retire_after_days = 30       others are retired, by so many days"""
+)
+@click.argument("repo", type=DIRECTORY)
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option(
+    "--grace",
+    "days",
+    default=14.0,
+    show_default=True,
+    type=click.FloatRange(min=0, max=36_500),
+    metavar="DAYS",
+    help="How long retired paths stay once they are gone, and files that no revision needs any more.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def gc(repo: Path, dry_run: bool, days: float, as_json: bool) -> None:
+    """Remove what the repository REPO needs no more.
+
+    By REPO/policy.toml, old revisions go and old versions are retired; retired paths leave the catalog some
+    time after their day; then packs and manifests go that no revision points into. Give jobs that still use
+    them time: --grace is longer than the longest job.
+    """
+    import dataclasses
+
+    from torrentfs.cli.words import size
+    from torrentfs.repository.cleaning import clean
+    from torrentfs.repository.curation import DAY_S
+    from torrentfs.repository.workshop import Repository
+
+    report = clean(Repository(repo, notice=notice), grace_s=days * DAY_S, dry_run=dry_run)
+    if as_json:
+        print_json(dataclasses.asdict(report))
+        return
+    for what, names in (
+        ("retired", report.retired),
+        ("out of the catalog", report.dropped),
+        ("kept", report.kept),
+        ("deleted", report.deleted),
+    ):
+        for name in names:
+            click.echo(f"{what}: {name}")
+    would = "would be " if dry_run else ""
+    click.echo(f"{size(report.bytes_deleted)} in {len(report.deleted)} files {would}deleted")
+    if report.waiting:
+        click.echo(
+            f"{size(report.bytes_waiting)} in {len(report.waiting)} files wait for the end of their grace"
+        )
