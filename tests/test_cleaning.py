@@ -75,7 +75,7 @@ def test_old_revisions_leave_the_catalog_and_later_the_disk(repository: Reposito
     early = clean(repository, grace_s=GRACE_S, dry_run=False, now_s=today + GRACE_S - 1)
     assert (early.deleted, files(repository)) == ([], before)
     late = clean(repository, grace_s=GRACE_S, dry_run=False, now_s=today + GRACE_S + 1)
-    assert {Path(name).name for name in late.deleted} == before - files(repository)
+    assert before - files(repository) <= {Path(name).name for name in late.deleted}
     assert len(before - files(repository)) == 6
     assert_whole(repository, tmp_path, "A/v1")
     release(repository, tmp_path, "A/v1", 1, 100)
