@@ -3,6 +3,7 @@
 import errno
 import stat
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import trio
@@ -67,6 +68,9 @@ class Frames:
         if offset not in self.here:
             raise NotCached(ref, offset, stored)
         return bytes([offset % 251]) * FRAME
+
+    def needing(self, wanted: Sequence[NotCached]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     async def ensure(self, missing: NotCached, deadline: float) -> None:
         self.asked.append((missing.offset, trio.current_time()))

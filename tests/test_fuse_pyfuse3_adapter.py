@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pyfuse3
@@ -34,6 +35,9 @@ class Failing:
 
     def expect(self, refs: Sequence[TorrentRef]) -> None:
         pass
+
+    def needing(self, wanted: Sequence[NotCached]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     async def ensure(self, missing: NotCached, deadline: float) -> None:
         raise CacheError("cannot read: Input/output error")

@@ -19,7 +19,7 @@ from worlds import SETTINGS, World, read, until, world
 from torrentfs.config import NodeSettings
 from torrentfs.errors import CacheError
 from torrentfs.node import View, room
-from torrentfs.repository.metainfo import PIECE_LENGTH
+from torrentfs.repository.metainfo import PIECE_LENGTH, NotCached
 
 PACKS = [Published.of(random.Random(number).randbytes(8 * PIECE_LENGTH + 1000)) for number in range(3)]
 FILES = {path: data for pack in PACKS for path, data in pack.files().items()}
@@ -242,6 +242,34 @@ async def test_many_readers_of_more_than_fits_all_get_their_bytes(tmp_path: Path
                 for piece in range(9):
                     nursery.start_soon(read_piece, view, pack, piece)
 
+        assert taken(tmp_path) <= 3 * PIECE_LENGTH + OVERHEAD
+
+
+@pytest.mark.warns("reading through memory: no room")
+async def test_long_reads_side_by_side_in_too_small_a_cache_all_end(tmp_path: Path) -> None:
+    """Each needs several ranges at once, and readahead takes what is left of the room."""
+    settings = msgspec.structs.replace(bounded(3), readahead_pieces_max=32, mirror_timeout_s=5.0)
+    pack, chance = Published.of(random.Random(9).randbytes(40 * PIECE_LENGTH)), random.Random(2)
+    data = pack.files()[pack.ref.kind.url_path(pack.ref.info_hash)]
+    async with world(tmp_path, settings) as w:
+        view = w.view(await w.web(files=pack.files()))
+
+        def attempt(offsets: list[int]) -> bytes:
+            return b"".join(view.range(pack.ref, offset, PIECE_LENGTH) for offset in offsets)
+
+        async def job(starts: list[int]) -> None:
+            for start in starts:
+                offsets = [(start + number) * PIECE_LENGTH + 100 for number in range(4)]
+                wanted = [NotCached(pack.ref, offset, PIECE_LENGTH) for offset in offsets]
+                with view.needing(wanted):
+                    async with trio.open_nursery() as ranges:
+                        for one in wanted:
+                            ranges.start_soon(view.ensure, one, trio.current_time() + 10)
+                    assert attempt(offsets) == data[offsets[0] :][: 4 * PIECE_LENGTH]
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(job, [chance.randrange(35) for _ in range(8)])
         assert taken(tmp_path) <= 3 * PIECE_LENGTH + OVERHEAD
 
 

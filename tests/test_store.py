@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from torrentfs.errors import CacheError
 from torrentfs.node.held import Held
+from torrentfs.node.state import LOG_LENGTH_MAX
 from torrentfs.node.store import Store
 from torrentfs.repository.metainfo import PIECE_LENGTH, InfoHash, PieceIndex
 
@@ -254,6 +255,23 @@ def test_a_checkpoint_empties_the_log(tmp_path: Path) -> None:
 
     rows = store._state._connection.execute("SELECT used > 0 FROM torrents").fetchall()
     assert rows == [(1,)]
+    store.close()
+
+
+def test_the_states_log_does_not_stay_long(tmp_path: Path) -> None:
+    store, held = filled(tmp_path, [])
+    log = tmp_path / "state.sqlite-wal"
+    while not store.is_log_long:
+        store.claim(held, [PieceIndex(0), PieceIndex(1)])
+        store.forget(held, [PieceIndex(0), PieceIndex(1)])
+        held.leaving.clear()
+    assert log.stat().st_size > LOG_LENGTH_MAX
+
+    store.checkpoint()
+    store.claim(held, [PieceIndex(0)])
+
+    assert log.stat().st_size <= LOG_LENGTH_MAX
+    assert not store.is_log_long
     store.close()
 
 

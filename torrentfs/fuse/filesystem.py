@@ -7,6 +7,7 @@ is up to `Filesystem.fault`.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias, TypeVar
@@ -59,6 +60,9 @@ class Source(Protocol):
         Raises:
             NotCached: it is not here yet.
         """
+
+    def needing(self, wanted: Sequence[NotCached]) -> AbstractContextManager[None]:
+        """Keep *wanted* from leaving, here already or not, until the end of the block."""
 
     async def ensure(self, missing: NotCached, deadline: float) -> None:
         """Wait until it is here, at most till *deadline* (trio's time).
@@ -213,12 +217,16 @@ class Filesystem:
             self._waits.end(trio.current_time() - started)
 
     async def _retry(self, missing: NotCached, attempt: Callable[[], T], widen: Widen, deadline: float) -> T:
-        for _ in range(ROUNDS_MAX):
-            await self._ensure(widen(missing), deadline)
-            try:
-                return attempt()
-            except NotCached as error:
-                missing = error
+        with ExitStack() as stack:
+            for _ in range(ROUNDS_MAX):
+                wanted = widen(missing)
+                # To the end of all rounds: what one brought must not make room for what the next one brings.
+                stack.enter_context(self._source.needing(wanted))
+                await self._ensure(wanted, deadline)
+                try:
+                    return attempt()
+                except NotCached as error:
+                    missing = error
         raise FetchError(f"still missing after {ROUNDS_MAX} rounds: {missing}")
 
     async def _ensure(self, wanted: Sequence[NotCached], deadline: float) -> None:

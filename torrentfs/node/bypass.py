@@ -101,13 +101,13 @@ class Bypass:
         held, metainfo, data = torrent.held, torrent.metainfo, bytearray()
         path, start = held.ref.kind.url_path(metainfo.info_hash), run[0] * held.piece_length
         length = sum(map(held.span, run))
-        mirror.requests += 1
+        mirror.begin()
         try:
             async with aclosing(mirror.ranges(path, start, length, metainfo.length)) as chunks:
                 async for chunk in chunks:
                     data += chunk
         finally:
-            mirror.requests -= 1
+            mirror.end()
         found = []
         for number, piece in enumerate(run):
             place = number * held.piece_length

@@ -6,6 +6,7 @@ from contextlib import aclosing
 import trio
 
 from torrentfs.node.flights import Request, Torrent
+from torrentfs.node.held import ON_DISK
 from torrentfs.node.mirrors import MirrorError
 from torrentfs.node.seams import Swarm
 from torrentfs.node.traffic import Counts
@@ -42,8 +43,8 @@ class Carrier:
             _LOG.exception("a request to %s failed", mirror.base)
             mirror.failed(MirrorError(f"internal error: {error!r}"), info_hash, asked_at)
         finally:
-            mirror.requests -= 1
             _make_due(torrent, request, delivered)
+            mirror.end()
 
     async def _carry(self, torrent: Torrent, request: Request, delivered: set[PieceIndex]) -> None:
         """Cut what a mirror sends into pieces, and deliver each as soon as it is whole."""
@@ -74,9 +75,11 @@ class Carrier:
         # A thread's result comes even to who is cancelled, and the swarm may have closed meanwhile.
         await trio.lowlevel.checkpoint_if_cancelled()
         request.open.discard(piece)
-        if torrent.held.states[piece] or piece in torrent.injected:
+        # One that is in memory only is wanted on disk too.
+        is_here = torrent.held.states[piece] in ON_DISK
+        if is_here or piece in torrent.injected:
             self._counts.redundant += len(data)
-        if torrent.held.states[piece]:
+        if is_here:
             return
         torrent.injected[piece] = request.mirror.within
         self._swarm.inject(torrent.metainfo.info_hash, piece, data)

@@ -146,16 +146,13 @@ class Courier:
                 self._counts.hedges += 1
             flight.requests.append(request)
             flight.due = now + NEXT_MIRROR_AFTER_S
-        mirror.requests += 1
+        mirror.begin()
         self._tasks.start(self._carry, torrent, request)
 
     async def _carry(self, torrent: Torrent, request: Request) -> None:
         await self._carrier.run(torrent, request)
         left = [flight for piece in request.run if (flight := torrent.flights.get(piece))]
         self._want(torrent, [one for one in left if not one.requests and one.piece not in torrent.injected])
-        # A place at this mirror is free, perhaps another torrent's turn.
-        for other in self._busy:
-            other.wake.set()
 
     def _want(self, torrent: Torrent, flights: Sequence[Flight]) -> None:
         """Have peers bring what a mirror is late with, or did not bring."""

@@ -115,16 +115,13 @@ class Fetcher:
         try:
             with self._outage.reading(self.torrents.mirrors(sources), has_peers, deadline) as scope:
                 torrent = await self.torrents.opened(missing.ref, sources)
-                needed = torrent.held.pieces(missing.offset, missing.length)
-                torrent.needed.append(needed)
-                try:
+                keep = len(torrent.held.pieces(missing.offset, missing.length))
+                with self.torrents.needing([missing]):
                     while pieces := torrent.held.missing(missing.offset, missing.length):
                         try:
                             await self._land(torrent, pieces[:ENSURE_PIECES_MAX])
                         except CacheError as error:
-                            await self._bypass.bring(torrent, pieces, len(needed), error)
-                finally:
-                    torrent.needed.remove(needed)
+                            await self._bypass.bring(torrent, pieces, keep, error)
             if scope.cancelled_caught:
                 why = self._why(missing.ref, sources)
                 if trio.current_time() < deadline:

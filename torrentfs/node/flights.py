@@ -119,8 +119,6 @@ class Torrent:
         self.copies: Sequence[int] = ()
         self.copies_at = float("-inf")
         """How many peers had each piece when some of them were neighbours, and when that was, trio's time."""
-        self.needed: list[Sequence[PieceIndex]] = []
-        """Pieces of which readers wait for some: none of them may go meanwhile."""
         self.grace_until = 0.0
         self.grace_s = 0.0
         """How long connections were given to come about; 0 once it is known whether they did."""

@@ -68,9 +68,11 @@ class Mirror:
         timeout_s: float,
         within: bool = False,
         rate: Rate | None = None,
+        freed: Callable[[], None] = lambda: None,
         clock: Clock = trio.current_time,
     ) -> None:
-        """Prepare a mirror at *base*, http(s):// or file://; *within* the site or not, with a *rate*.
+        """Prepare a mirror at *base*, http(s):// or file://; *within* the site or not, with a *rate*. *freed*
+        is called whenever it has a request less.
 
         Raises:
             UsageError: another kind of URL.
@@ -79,6 +81,8 @@ class Mirror:
         self.within = within
         self._rate = rate or Rate(0)
         self.requests = 0
+        """Ranges that are being asked for: see `begin`."""
+        self._freed = freed
         self.down_since: float | None = None
         """Since when, by its clock, it cannot be reached, if that is so."""
         self.probed_at = float("-inf")
@@ -94,6 +98,15 @@ class Mirror:
 
     def __repr__(self) -> str:
         return f"Mirror({self.base!r})"
+
+    def begin(self) -> None:
+        """Take a place for a request for a range; `end` gives it back."""
+        self.requests += 1
+
+    def end(self) -> None:
+        """Give a place back: whoever waits for one may take it."""
+        self.requests -= 1
+        self._freed()
 
     def ready_at(self, info_hash: InfoHash) -> float:
         """Return when the mirror may be asked for a torrent: a time of its clock, perhaps in the past."""

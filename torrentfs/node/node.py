@@ -21,6 +21,7 @@ from torrentfs.repository.metainfo import InfoHash, Kind
 _LOG = logging.getLogger(__name__)
 
 CHECKPOINT_INTERVAL_S = 10.0
+LOG_LOOK_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,9 @@ class Node:
 
     async def _keep_state(self) -> None:
         while True:
-            await trio.sleep(CHECKPOINT_INTERVAL_S)
+            with trio.move_on_after(CHECKPOINT_INTERVAL_S):
+                while not self._store.is_log_long:  # noqa: ASYNC110 - a file's length has no event
+                    await trio.sleep(LOG_LOOK_INTERVAL_S)
             try:
                 if self._store.is_lost:
                     await self._heal()

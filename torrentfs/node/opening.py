@@ -139,7 +139,7 @@ class Opening:
     async def _fetch_head(self, mirror: Mirror, done: trio.Event) -> None:
         path, length = self.ref.kind.url_path(self.ref.info_hash), min(self.ref.length, PIECE_LENGTH)
         head = bytearray()
-        mirror.requests += 1
+        mirror.begin()
         try:
             async with aclosing(mirror.ranges(path, 0, length, self.ref.length)) as chunks:
                 async for chunk in chunks:
@@ -148,7 +148,7 @@ class Opening:
         except MirrorError as error:  # no harm yet: whoever reads asks for it again
             _LOG.info("no first piece beside the metainfo: %s", error)
         finally:
-            mirror.requests -= 1
+            mirror.end()
             done.set()
 
 

@@ -6,7 +6,6 @@ goes, and not asked for again before it has gone.
 """
 
 import errno
-import itertools
 import logging
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -202,7 +201,7 @@ class Room:
             if freed >= batch:
                 break
             torrent = self._torrents.get(held.ref.info_hash)
-            needed = set(itertools.chain(stays.get(held, ()), *(torrent.needed if torrent else ())))
+            needed = self._torrents.needed_pieces(held).union(stays.get(held, ()))
             pieces = self._old_pieces(held, needed, batch - freed)
             if not pieces:
                 continue

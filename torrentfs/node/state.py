@@ -25,6 +25,8 @@ BLOCK = 512
 """What st_blocks counts in (inode(7))."""
 DIGEST_LENGTH = 16
 """xxh3_128."""
+LOG_LENGTH_MAX = 1024 * 1024
+"""What the log keeps of the disk once it was moved into the database."""
 SETTLE_ROWS = 256
 """So many claims are settled in one transaction: others that write meanwhile wait for some ms."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -115,6 +117,13 @@ class State:
             with contextlib.suppress(FileNotFoundError):
                 length += BLOCK * Path(f"{self._path}{suffix}").stat().st_blocks
         return length
+
+    @property
+    def is_log_long(self) -> bool:
+        """Tell whether the log takes so much that a checkpoint is due."""
+        with contextlib.suppress(OSError):
+            return Path(f"{self._path}-wal").stat().st_size > LOG_LENGTH_MAX
+        return False
 
     def pieces(self, number: int) -> list[tuple[PieceIndex, bytes]]:
         """Return the pieces held of a torrent, with their checksums."""
@@ -258,6 +267,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     # nor the checkpoint of a busy log within a claim.
     connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA journal_size_limit = {LOG_LENGTH_MAX}")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
     return connection
 

@@ -135,6 +135,11 @@ class Store:
                 self._read_states(held)
 
     @property
+    def is_log_long(self) -> bool:
+        """Tell whether a `checkpoint` is due."""
+        return self._state.is_log_long
+
+    @property
     def used(self) -> int:
         """Bytes that the cache takes of its disk, whatever for."""
         return self.cached + self.going + self._rest + self._state.length + sum(self.strays.values())

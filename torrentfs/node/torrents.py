@@ -1,7 +1,8 @@
 """This module keeps the torrents that may be fetched from, their sources, and those being opened."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
@@ -16,7 +17,7 @@ from torrentfs.node.rates import Rate
 from torrentfs.node.seams import Swarm
 from torrentfs.node.store import Store
 from torrentfs.node.tasks import Tasks
-from torrentfs.repository.metainfo import InfoHash, Metainfo, PieceIndex, TorrentRef
+from torrentfs.repository.metainfo import InfoHash, Metainfo, NotCached, PieceIndex, TorrentRef
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Torrents:
         self._torrents: dict[InfoHash, Torrent] = {}
         self._openings: dict[InfoHash, Opening] = {}
         self._mirrors: dict[str, Mirror] = {}
+        self._needed: dict[InfoHash, list[NotCached]] = {}
         self.leaving: set[InfoHash] = set()
         """Torrents whose data is being deleted: they are not opened before that is done."""
         self._left = trio.Event()
@@ -159,18 +161,37 @@ class Torrents:
         torrent = self._torrents.get(info_hash)
         if torrent is None:
             return info_hash not in self._openings
-        if torrent.needed or torrent.flights or torrent.injected:
+        if info_hash in self._needed or torrent.flights or torrent.injected:
             return False
         del self._torrents[info_hash]
         self._swarm.remove(info_hash)
         return True
 
     def wake(self) -> None:
-        """Have all who wait for a mirror's time look again."""
+        """Have all who wait for a mirror's time, or for a place there, look again."""
         for torrent in self._torrents.values():
             torrent.wake.set()
         for opening in self._openings.values():
             opening.wake()
+
+    @contextmanager
+    def needing(self, wanted: Sequence[NotCached]) -> Iterator[None]:
+        """Keep *wanted* from leaving, here already or not, until the end of the block."""
+        for one in wanted:
+            self._needed.setdefault(one.ref.info_hash, []).append(one)
+        try:
+            yield
+        finally:
+            for one in wanted:
+                needed = self._needed[one.ref.info_hash]
+                needed.remove(one)
+                if not needed:
+                    del self._needed[one.ref.info_hash]
+
+    def needed_pieces(self, held: Held) -> set[PieceIndex]:
+        """Return the pieces of a torrent that must not leave now."""
+        needed = self._needed.get(held.ref.info_hash, ())
+        return {piece for one in needed for piece in held.pieces(one.offset, one.length)}
 
     def left(self) -> None:
         """Take note that nothing is leaving any more."""
@@ -226,6 +247,7 @@ class Torrents:
                 timeout_s=settings.mirror_timeout_s,
                 within=within,
                 rate=self._within if within else self._beyond,
+                freed=self.wake,
             )
             self._mirrors[base] = mirror
         return mirror

@@ -7,6 +7,7 @@ all of it decoding.
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from torrentfs.errors import FormatError
@@ -137,6 +138,10 @@ class View:
             CacheError: the disk refuses.
         """
         return await self._fetcher.lookup.find(info_hash, kind, self.sources)
+
+    def needing(self, wanted: Sequence[NotCached]) -> AbstractContextManager[None]:
+        """Keep *wanted* from leaving, here already or not, until the end of the block."""
+        return self._fetcher.torrents.needing(wanted)
 
     async def ensure(self, missing: NotCached, deadline: float) -> None:
         """Wait until what was missing is here, at most till *deadline*, trio's time.
