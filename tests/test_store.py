@@ -208,9 +208,10 @@ def test_pins_last_and_are_counted_by_their_labels(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_repository_is_not_taken_for_a_cache(tmp_path: Path) -> None:
-    (tmp_path / "metadata").mkdir()
-    (tmp_path / "metadata" / "timestamp.json").touch()
+@pytest.mark.parametrize("place", ["metadata", "public/metadata"])
+def test_a_repository_is_not_taken_for_a_cache(tmp_path: Path, place: str) -> None:
+    (tmp_path / place).mkdir(parents=True)
+    (tmp_path / place / "timestamp.json").touch()
 
     with pytest.raises(CacheError, match="published repository"):
         Store(tmp_path, open_files_max=4, pieces_in_memory_max=4)

@@ -26,7 +26,8 @@ _HEX = re.compile("[0-9a-f]{64}", re.ASCII)
 
 def lay_out(directory: Path) -> None:
     """Make what is not there yet. Raises: CacheError: it is no place for a cache; OSError."""
-    if (directory / "metadata" / "timestamp.json").exists():
+    places = (directory, directory / "public")
+    if any((place / "metadata" / "timestamp.json").exists() for place in places):
         # The origin's packs lie under the same names: a cache there would write into them.
         raise CacheError(f"{directory} is a published repository, not a cache: name another directory")
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
