@@ -28,6 +28,8 @@ CLOSE_NAMES_MAX = 3
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Bytes = Annotated[int, Meta(ge=0, le=1 << 50)]
+VariableName = Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+VariableValue = Annotated[str, Meta(pattern=r"^[^\x00]*$", max_length=1024)]
 
 
 class SwarmSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,6 +141,8 @@ class MountSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     read_ahead_kib: Annotated[int, Meta(ge=0, le=65_536)] = 256
     """At 128 a numpy start read 58 instead of 67 MB; which is faster was lost in the machine's noise."""
     manifest_blocks_max: Count = 64
+    variables: Annotated[dict[VariableName, VariableValue], Meta(max_length=256)] = {}
+    """What `$(NAME)` stands for in the targets of published symbolic links."""
     show_retired: bool = False
     """Whether directories list what is retired, until it is gone."""
     source: Annotated[str, Meta(pattern=r"^[^,\\\s]{0,255}$")] = ""

@@ -153,6 +153,7 @@ async def serve(
         settings.owner,
         manifest_blocks_max=settings.manifest_blocks_max,
         show_retired=settings.show_retired,
+        variables=settings.variables,
     )
     filesystem = Filesystem(tree, view, settings)
     filesystem.swap(catalog)

@@ -5,8 +5,10 @@ A method that looks inside a revision may raise `NotCached`, which says what is 
 
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
+
+import msgspec
 
 from torrentfs.errors import (
     FormatError,
@@ -25,6 +27,7 @@ from torrentfs.tree.inode import ENTRY_BITS, ENTRY_MASK, ROOT, UPPER_BIT, Inode,
 from torrentfs.tree.revisions import Content, Ledger, Revisions
 from torrentfs.tree.slices import Slice, cut, whole
 from torrentfs.tree.upper import Alias, Changes, Child, Directory, Leaf, Totals, Upper, changes
+from torrentfs.tree.variants import resolve
 
 _FORMAT: Final = 0o170000
 _RESERVED_NAME: Final = RESERVED.encode()
@@ -45,10 +48,12 @@ class Tree:
         *,
         manifest_blocks_max: int = 64,
         show_retired: bool = False,
+        variables: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.owner = owner
         self._show_retired = show_retired
+        self._variables = {name.encode(): value.encode() for name, value in (variables or {}).items()}
         self._clock = clock
         self._revisions = Revisions(content, ledger, manifest_blocks_max)
         self._upper = Upper(Catalog(name=""))
@@ -98,7 +103,7 @@ class Tree:
             found = self._revisions.manifest(ordinal).lookup(parent & ENTRY_MASK, name)
         except IndexError:
             raise _stale(parent) from None
-        return None if found is None else attributes.of_entry(ordinal, *found)
+        return None if found is None else self._of_entry(ordinal, *found)
 
     def attributes(self, inode: Inode) -> Attributes:
         """Describe an inode.
@@ -111,7 +116,7 @@ class Tree:
         ordinal, number = inode >> ENTRY_BITS, inode & ENTRY_MASK
         if not number and ordinal in self._upper.paths:
             return attributes.of_revision(self._upper.paths[ordinal][1])
-        return attributes.of_entry(ordinal, number, self._entry(inode)[1])
+        return self._of_entry(ordinal, number, self._entry(inode)[1])
 
     def is_fixed(self, inode: Inode) -> bool:
         """Tell whether what a directory holds, and what it does not, never changes."""
@@ -140,7 +145,7 @@ class Tree:
         entry = self._entry(inode)[1]
         if entry.mode & _FORMAT != stat.S_IFLNK:
             raise NotALink(f"inode {inode}")
-        return entry.target
+        return resolve(entry.target, self._variables)
 
     def xattrs(self, inode: Inode) -> list[tuple[bytes, bytes]]:
         """Return the extended attributes, names with their namespace."""
@@ -213,7 +218,12 @@ class Tree:
             raise NotADirectory(f"inode {inode}")
         ordinal, first = inode >> ENTRY_BITS, entry.first_child
         for number, child in manifest.children(inode & ENTRY_MASK, start):
-            yield number - first + 1, child.name, attributes.of_entry(ordinal, number, child)
+            yield number - first + 1, child.name, self._of_entry(ordinal, number, child)
+
+    def _of_entry(self, ordinal: int, number: int, entry: Entry) -> Attributes:
+        if entry.target:
+            entry = msgspec.structs.replace(entry, target=resolve(entry.target, self._variables))
+        return attributes.of_entry(ordinal, number, entry)
 
     def _lookup_upper(self, parent: Inode, name: bytes) -> Attributes | None:
         reserved = self._upper.reserved.get(parent)
