@@ -1,16 +1,14 @@
 """This module is `torrentfs cache`: what a cache holds, and what is to stay in it, go or come."""
 
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 import click
 
-from torrentfs.cli.words import print_json, size, table
+from torrentfs.cli.words import print_json, progress_bar, size, table
 from torrentfs.errors import CacheError, FetchError
 
 ORDER_DEADLINE_S = 60.0
@@ -88,11 +86,12 @@ def prefetch(mountpoint: Path, patterns: tuple[str, ...], wait: bool, deadline: 
     records = _order(mountpoint, "prefetch", patterns)
     if wait:
         ends_at = time.monotonic() + deadline
-        with _progress(sum(record["size"] for record in records)) as update:
+        total = sum(record["size"] for record in records)
+        with progress_bar() as update:
             while any(record["coming"] for record in records) and time.monotonic() < ends_at:
                 time.sleep(LOOK_S)
                 records = _order(mountpoint, "ls", patterns)
-                update(sum(record["cached"] for record in records))
+                update(sum(record["cached"] for record in records), total)
     _show(records, as_json)
     missing = [record["path"] for record in records if not record["complete"]]
     if wait and missing:
@@ -110,13 +109,13 @@ def verify(mountpoint: Path, patterns: tuple[str, ...], repair: bool, as_json: b
     What is damaged is dropped, and fetched again when it is read; exit code 1 says that something was.
     """
     records = _order(mountpoint, "ls", patterns)
-    with _progress(sum(record["cached"] for record in records)) as update:
-        done = 0
+    done, total = 0, sum(record["cached"] for record in records)
+    with progress_bar() as update:
         for number, record in enumerate(records):
             what = "repair" if repair else "verify"
             [records[number]] = _order(mountpoint, what, [escape(record["path"])])
             done += record["cached"]
-            update(done)
+            update(done, total)
     _show(records, as_json)
     damaged = [record["path"] for record in records if record["damaged"]]
     if damaged:
@@ -148,19 +147,3 @@ def _show(records: Sequence[dict[str, Any]], as_json: bool) -> None:
         for record in records
     ]
     click.echo(table(("PATH", "REVISION", "SIZE", "CACHED", ""), rows, right=(1, 2, 3)))
-
-
-@contextmanager
-def _progress(total: int) -> "Iterator[Any]":
-    """Give what shows how many bytes are here, on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn
-
-    with Progress(
-        BarColumn(), TaskProgressColumn(), DownloadColumn(), console=Console(stderr=True), transient=True
-    ) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda done: bar.update(task, completed=done)

@@ -129,3 +129,48 @@ def gc(repo: Path, dry_run: bool, days: float, as_json: bool) -> None:
         click.echo(
             f"{size(report.bytes_waiting)} in {len(report.waiting)} files wait for the end of their grace"
         )
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  torrentfs repo check /srv/alice
+  torrentfs repo check /srv/alice --repair --from /mnt/mirror/alice"""
+)
+@click.argument("repo", type=DIRECTORY)
+@click.option("--repair", is_flag=True, help="Make right what can be.")
+@click.option(
+    "--from",
+    "copy",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="DIRECTORY",
+    help="A copy of public/ to take from what is damaged; it is checked too.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def check(repo: Path, repair: bool, copy: Path | None, as_json: bool) -> None:
+    """Check all of the repository REPO: signatures, manifests, every byte of every pack.
+
+    Exit code 1 says that something is wrong, and still is. Metainfo is made anew by --repair; what else is
+    damaged is taken from a copy of public/, if one is named.
+    """
+    import dataclasses
+
+    from torrentfs.cli.words import progress_bar, size
+    from torrentfs.errors import RepositoryError, UsageError
+    from torrentfs.repository.checking import check as check_all
+    from torrentfs.repository.workshop import Repository
+
+    if copy is not None and not repair:
+        raise UsageError("--from goes with --repair")
+    with progress_bar("checking") as report:
+        findings = check_all(Repository(repo, notice=notice), mend=repair, copy=copy, progress=report)
+    if as_json:
+        print_json(dataclasses.asdict(findings))
+    else:
+        for line in findings.mended:
+            click.echo(f"mended: {line}")
+        for line in findings.faults:
+            click.echo(f"wrong: {line}")
+        click.echo(f"{findings.torrents} torrents, {size(findings.bytes_checked)} checked")
+    if findings.faults:
+        raise RepositoryError(f"{repo}: {len(findings.faults)} of its parts are wrong")

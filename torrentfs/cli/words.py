@@ -1,7 +1,9 @@
 """This module writes numbers and tables the way people read them, and JSON the way programs do."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -42,6 +44,26 @@ def notice(line: str) -> None:
 def print_json(value: Any, *, lines: bool = False) -> None:
     """Print *value*; with *lines* on one line, for who reads a stream of them."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=None if lines else 2))
+
+
+@contextmanager
+def progress_bar(description: str = "") -> Iterator[Callable[[int, int], None]]:
+    """Give what shows how many bytes of how many are done, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        DownloadColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
