@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from torrentfs.errors import FormatError, RepositoryError, UsageError
-from torrentfs.repository import durable, published, shards
+from torrentfs.repository import durable, page, published, shards
 from torrentfs.repository.catalog import Catalog, check
 from torrentfs.repository.shards import DEFAULT
 
@@ -269,7 +269,16 @@ class Repository:
             durable.write({metadata / "timestamp.json": timestamp})
         except OSError as error:
             raise RepositoryError(f"{error.filename or self.public}: {error.strerror}") from error
-        return self.catalog()
+        catalog = self.catalog()
+        self._show(catalog)
+        return catalog
+
+    def _show(self, catalog: Catalog) -> None:
+        """Write the page for people. What it lacks is no harm to anybody, so that nothing fails with it."""
+        try:
+            page.write(self.public, self.private, catalog, self._clock().timestamp())
+        except OSError as error:
+            self.notice(f"{self.public / 'index.html'}: {error.strerror}: people see an older page")
 
 
 def _found(directory: Path, catalog: Catalog, now: datetime) -> None:
