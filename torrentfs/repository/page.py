@@ -169,10 +169,14 @@ def _row(
 
 
 def _links(refs: Iterable[TorrentRef]) -> str:
-    return " · ".join(
-        f'<a href="{ref.kind.url_path(ref.info_hash)}">{ref.kind.value}</a> {size(ref.length)} '
-        f'<a href="{ref.kind.torrent_path(ref.info_hash)}">torrent</a> <a href="{escape(magnet(ref))}">magnet</a>'
-        for ref in refs
+    return " · ".join(map(_link, refs))
+
+
+def _link(ref: TorrentRef) -> str:
+    file, torrent = ref.kind.url_path(ref.info_hash), ref.kind.torrent_path(ref.info_hash)
+    return (
+        f'<a href="{file}">{ref.kind.value}</a> {size(ref.length)} '
+        f'<a href="{torrent}">torrent</a> <a href="{escape(magnet(ref))}">magnet</a>'
     )
 
 
