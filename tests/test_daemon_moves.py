@@ -129,6 +129,38 @@ def test_a_reverted_path_shows_what_it_was_and_jobs_keep_what_they_have(site: Si
     site.command("umount", site.mountpoint)
 
 
+INSIDE = """
+import os, sys
+os.chdir(os.path.realpath(sys.argv[1]))
+print(os.getcwd(), flush=True)
+sys.stdin.readline()
+print(os.getcwd(), open(os.path.join(os.getcwd(), "data"), "rb").read() == open("data", "rb").read(), flush=True)
+"""
+"""Works by absolute paths, and asks where it is."""
+
+
+def test_a_link_in_place_keeps_programs_in_their_revision_by_name_too(site: Site) -> None:
+    source, repository = site.directory / "source", site.repository.directory
+    site.command("publish", repository, source, "LINK/v1", "--in-place", "link")
+    site.mount()
+    path, first = site.mountpoint / "LINK/v1", site.mountpoint / ".revisions/LINK/v1@1"
+    words = [sys.executable, "-c", INSIDE, str(path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        assert job.stdout.readline() == f"{first}\n"
+
+        (source / "data").write_bytes(b"second")
+        site.command("publish", repository, source, "LINK/v1")
+        site.command("refresh", site.mountpoint)
+
+        assert read(path / "data") == b"second"
+        told, _ = job.communicate("\n", timeout=daemons.DEADLINE_S)
+    assert told == f"{first} True\n"
+    assert read(first / "data") == CONTENT
+    assert names(site.mountpoint / "LINK") == ["v1"]
+    site.command("umount", site.mountpoint)
+
+
 def test_jobs_run_through_many_updates_and_never_see_a_mixture(site: Site) -> None:
     source, end = site.directory / "moving", site.directory / "end"
     source.mkdir()

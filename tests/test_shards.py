@@ -44,6 +44,7 @@ def test_shard_is_the_documented_json() -> None:
                 "state": "live",
                 "requires": [],
                 "retires": 0,
+                "in_place": "replace",
                 "revisions": [
                     {
                         "number": 1,

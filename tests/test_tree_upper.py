@@ -182,6 +182,23 @@ def test_retiring_and_undoing_it_only_changes_listings():
         assert changed.inodes == (walk(made, "ROOT"),)
 
 
+def test_a_path_may_be_a_link_to_its_current_revision():
+    made = tree(Version("ROOT/v6", (revision(1, 1),), in_place="link"), ROOT_7)
+    link = walk(made, "ROOT/v6")
+
+    assert made.readlink(link) == b"../.revisions/ROOT/v6@1"
+    assert names(made, walk(made, "ROOT")) == [b"v6", b"v7"]
+    changed = made.swap(
+        catalog(Version("ROOT/v6", (revision(1, 1), revision(2, 9)), in_place="link"), ROOT_7)
+    )
+    assert link in changed.inodes
+    assert made.readlink(link) == b"../.revisions/ROOT/v6@2"
+    # And back: the name leads to another inode.
+    changed = made.swap(catalog(Version("ROOT/v6", (revision(1, 1), revision(2, 9))), ROOT_7))
+    assert (walk(made, "ROOT"), b"v6") in changed.entries
+    assert walk(made, "ROOT/v6") == of_entry(9, 0)
+
+
 def test_a_mount_may_list_what_is_retired():
     leaving = Version("ROOT/v6", (revision(1, 1),), "retired", retires=2000)
     made = Tree(NothingCached(), MemoryLedger(), (0, 0), clock=lambda: 1000.0, show_retired=True)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 import msgspec
@@ -32,6 +32,7 @@ class Publication(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: str
     alias: Annotated[list[str], Meta(max_length=ALIASES_MAX)] = []
     requires: list[str] | None = None
+    in_place: Literal["replace", "link"] | None = None
 
 
 @click.command(
@@ -54,6 +55,11 @@ Examples:
 )
 @click.option("--requires", multiple=True, metavar="PATH", help="A path that jobs need beside this one.")
 @click.option(
+    "--in-place",
+    type=click.Choice(["replace", "link"]),
+    help="What newer revisions do to PATH from now on: show there, or be what a symbolic link leads to.",
+)
+@click.option(
     "--batch",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Publish what a TOML file says, all in one commit; no SOURCE and PATH then.",
@@ -65,6 +71,7 @@ def command(
     path: str | None,
     aliases: tuple[str, ...],
     requires: tuple[str, ...],
+    in_place: Literal["replace", "link"] | None,
     batch: Path | None,
     as_json: bool,
 ) -> None:
@@ -72,22 +79,23 @@ def command(
 
     SOURCE is a directory, a single file, or an archive (.tar, .tar.gz, .tar.bz2, .tar.xz, .tar.zst, .zip),
     whose contents are published. PATH is where it will be seen in the tree; publishing it again makes its
-    next revision, and jobs that have the earlier one open keep it.
+    next revision, and jobs that have the earlier one open keep it. With --in-place link PATH is a symbolic
+    link into .revisions/: a program that has entered it stays in its revision to the end, by name too.
 
     A batch is a file of [[publish]] tables with the keys source (relative to the file), path, and, if need
-    be, alias and requires, both lists. Nodes see all of it or nothing.
+    be, alias and requires, both lists, and in_place. Nodes see all of it or nothing.
     """
     from torrentfs.repository.publisher import Wanted, publish_all
     from torrentfs.repository.workshop import Repository
 
     if batch is not None:
-        if source is not None or aliases or requires:
-            raise UsageError("--batch says all: no SOURCE, PATH, --alias or --requires beside it")
+        if source is not None or aliases or requires or in_place:
+            raise UsageError("--batch says all: nothing that one publication has goes beside it")
         wanted = _read_batch(batch)
     elif source is None or path is None:
         raise UsageError("give SOURCE and PATH, or --batch FILE")
     else:
-        wanted = [Wanted(source, path, aliases, requires or None)]
+        wanted = [Wanted(source, path, aliases, requires or None, in_place)]
     with ExitStack() as stack:
 
         def progress(one: Wanted) -> Callable[["Progress"], None] | None:
@@ -117,7 +125,10 @@ def _read_batch(file: Path) -> "list[Wanted]":
         raise UsageError(f"{file}: {error.strerror}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: {error}") from error
-    return [Wanted(file.parent / one.source, one.path, one.alias, one.requires) for one in batch.publish]
+    return [
+        Wanted(file.parent / one.source, one.path, one.alias, one.requires, one.in_place)
+        for one in batch.publish
+    ]
 
 
 def _record(published: "Published") -> dict[str, Any]:

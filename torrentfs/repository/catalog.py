@@ -18,6 +18,7 @@ from torrentfs.repository.paths import RESERVED, check_nesting, check_path
 __all__ = [
     "RESERVED",
     "Catalog",
+    "InPlace",
     "Ordinal",
     "Revision",
     "State",
@@ -43,6 +44,8 @@ ENTRY_COUNT_MAX: Final = (1 << 24) - 1
 SNAPSHOT_LENGTH_MAX: Final = 1 << 30
 Number: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 State: TypeAlias = Literal["live", "retired"]
+InPlace: TypeAlias = Literal["replace", "link"]
+"""What a newer revision does to a path: it shows there, or a link leads to it."""
 
 _MAGIC: Final = b"tfs-cat\x01"
 _CHECKSUM_LENGTH: Final = 16
@@ -78,7 +81,7 @@ class Version(msgspec.Struct, frozen=True):
     """A path with its revisions, oldest first, of which the last is what the path shows.
 
     A retired path is not listed, and gone from *retires* on (seconds since 1970); its revisions can still be
-    reached under `RESERVED`.
+    reached under `RESERVED`. With *in_place* "link" the path shows as a symbolic link to the current one there.
     """
 
     path: str
@@ -86,6 +89,7 @@ class Version(msgspec.Struct, frozen=True):
     state: State = "live"
     requires: Annotated[tuple[str, ...], msgspec.Meta(max_length=REQUIRES_COUNT_MAX)] = ()
     retires: Number = 0
+    in_place: InPlace = "replace"
 
     def is_gone(self, now_s: float) -> bool:
         """Tell whether the path shows nothing any more."""
@@ -136,7 +140,11 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
         if old and len(old.revisions) >= REVISION_COUNT_MAX:
             raise UsageError(f"path {path}: it has {REVISION_COUNT_MAX} revisions, and no more can be read")
         revisions = (*old.revisions, revision) if old else (revision,)
-        version = Version(path, revisions, "live", old.requires if old else ())
+        version = (
+            msgspec.structs.replace(old, revisions=revisions, state="live", retires=0)
+            if old
+            else Version(path, revisions)
+        )
         namespace, counter = divmod(revision.ordinal, 1 << COUNTER_BITS)
         changed = msgspec.structs.replace(
             self,

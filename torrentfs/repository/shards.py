@@ -19,6 +19,7 @@ from torrentfs.repository.catalog import (
     REVISION_COUNT_MAX,
     SEEDER_COUNT_MAX,
     Catalog,
+    InPlace,
     Number,
     Ordinal,
     Revision,
@@ -92,6 +93,7 @@ class _Version(msgspec.Struct, frozen=True):
     state: State = "live"
     requires: Annotated[tuple[str, ...], msgspec.Meta(max_length=REQUIRES_COUNT_MAX)] = ()
     retires: Number = 0
+    in_place: InPlace = "replace"
 
 
 class Shard(msgspec.Struct, frozen=True):
@@ -203,12 +205,12 @@ def _to_wire(version: Version) -> _Version:
         _Revision(**{**msgspec.structs.asdict(revision), "manifest": revision.manifest.hex()})
         for revision in version.revisions
     )
-    return _Version(revisions, version.state, version.requires, version.retires)
+    return _Version(revisions, version.state, version.requires, version.retires, version.in_place)
 
 
 def _from_wire(path: str, version: _Version) -> Version:
     revisions = tuple(map(_revision, version.revisions))
-    return Version(path, revisions, version.state, version.requires, version.retires)
+    return Version(path, revisions, version.state, version.requires, version.retires, version.in_place)
 
 
 def _revision(wire: _Revision) -> Revision:

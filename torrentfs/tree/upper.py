@@ -33,6 +33,7 @@ class Alias:
 
     target: bytes
     attributes: Attributes
+    listed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,12 @@ class Upper:
             self._reserve(posixpath.dirname(version.path))
         for version in shown:
             listed = show_retired or version.state == "live"
-            leaf = Leaf(version.current, attributes.of_revision(version.current), listed)
-            root.place(version.path, leaf, version.current.published)
+            if version.in_place == "link":
+                target = f"{RESERVED}/{version.path}@{version.current.number}"
+                child: Leaf | Alias = self._alias(version.path, target, listed)
+            else:
+                child = Leaf(version.current, attributes.of_revision(version.current), listed)
+            root.place(version.path, child, version.current.published)
         for path, target in catalog.aliases.items():
             root.place(path, self._alias(path, target), 0)
         self._register(root.path, root.finish(self._register))
@@ -107,9 +112,9 @@ class Upper:
             return None
         return next((found for found in version.revisions if str(found.number) == number), None)
 
-    def _alias(self, path: str, target: str) -> Alias:
+    def _alias(self, path: str, target: str, listed: bool = True) -> Alias:
         text = posixpath.relpath("/" + target, "/" + posixpath.dirname(path)).encode()
-        alias = Alias(text, attributes.of_alias(of_path(path), text, 0))
+        alias = Alias(text, attributes.of_alias(of_path(path), text, 0), listed)
         self._register(path, alias)
         return alias
 
@@ -226,9 +231,7 @@ def _totals(shown: Iterable[Version]) -> Totals:
 
 
 def _is_listed(child: Child) -> bool:
-    if isinstance(child, Leaf):
-        return child.listed
-    return not isinstance(child, Directory) or bool(child.names)
+    return bool(child.names) if isinstance(child, Directory) else child.listed
 
 
 def _names(child: Child | None) -> tuple[bytes, ...]:

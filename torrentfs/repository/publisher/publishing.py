@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from torrentfs.errors import PublishError, UsageError
-from torrentfs.repository.catalog import Catalog, Revision
+from torrentfs.repository.catalog import Catalog, InPlace, Revision
 from torrentfs.repository.curation import with_alias
 from torrentfs.repository.manifest_file import open_manifest
 from torrentfs.repository.metainfo import InfoHash, Kind, Metainfo, TorrentRef
@@ -44,13 +44,14 @@ class Wanted:
     """What is to be published: *source* as the next revision of *path*.
 
     *aliases* shall lead to it then, beside it, or with a slash anywhere; *requires* are the paths that it
-    needs, None: as before.
+    needs, *in_place* what a newer revision does to the path; None: as before.
     """
 
     source: Path
     path: str
     aliases: Sequence[str] = ()
     requires: Sequence[str] | None = None
+    in_place: InPlace | None = None
 
     @property
     def full_aliases(self) -> list[str]:
@@ -101,7 +102,7 @@ def publish_all(
             done.append(published)
         for one in wanted:
             # Once all are there: they may name each other.
-            catalog = _with_requires(catalog, one)
+            catalog = _with_terms(catalog, one)
             for alias in one.full_aliases:
                 catalog = with_alias(catalog, alias, one.path)
         repository.commit(catalog)
@@ -135,14 +136,16 @@ def _publish(
     return catalog.with_revision(wanted.path, revision), published
 
 
-def _with_requires(catalog: Catalog, wanted: Wanted) -> Catalog:
+def _with_terms(catalog: Catalog, wanted: Wanted) -> Catalog:
     """Raises: UsageError: what is required is not there."""
-    if wanted.requires is None:
-        return catalog
-    for path in wanted.requires:
-        if path not in catalog.versions and path not in catalog.aliases:
-            raise UsageError(f"{wanted.path} requires {path}, and nothing is published as that")
-    version = msgspec.structs.replace(catalog.versions[wanted.path], requires=tuple(wanted.requires))
+    version = catalog.versions[wanted.path]
+    if wanted.requires is not None:
+        for path in wanted.requires:
+            if path not in catalog.versions and path not in catalog.aliases:
+                raise UsageError(f"{wanted.path} requires {path}, and nothing is published as that")
+        version = msgspec.structs.replace(version, requires=tuple(wanted.requires))
+    if wanted.in_place is not None:
+        version = msgspec.structs.replace(version, in_place=wanted.in_place)
     return msgspec.structs.replace(catalog, versions={**catalog.versions, wanted.path: version})
 
 
