@@ -134,7 +134,8 @@ import os, sys
 os.chdir(os.path.realpath(sys.argv[1]))
 print(os.getcwd(), flush=True)
 sys.stdin.readline()
-print(os.getcwd(), open(os.path.join(os.getcwd(), "data"), "rb").read() == open("data", "rb").read(), flush=True)
+by_name = os.path.join(os.getcwd(), "data")
+print(os.getcwd(), open(by_name, "rb").read() == open("data", "rb").read(), flush=True)
 """
 """Works by absolute paths, and asks where it is."""
 

@@ -81,7 +81,8 @@ class Version(msgspec.Struct, frozen=True):
     """A path with its revisions, oldest first, of which the last is what the path shows.
 
     A retired path is not listed, and gone from *retires* on (seconds since 1970); its revisions can still be
-    reached under `RESERVED`. With *in_place* "link" the path shows as a symbolic link to the current one there.
+    reached under `RESERVED`. With *in_place* "link" the path shows as a symbolic link to the current one of
+    those.
     """
 
     path: str
