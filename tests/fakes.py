@@ -124,6 +124,11 @@ class FakeSwarm:
         self.events.peers_changed(info_hash, 1)
         self._serve(info_hash)
 
+    def disconnect_peer(self, info_hash: InfoHash) -> None:
+        """Let it go again."""
+        self._connected.discard(info_hash)
+        self.events.peers_changed(info_hash, 0)
+
     def _serve(self, info_hash: InfoHash) -> None:
         data = self.peer.get(info_hash)
         if data is None or info_hash not in self._connected:

@@ -9,7 +9,7 @@ from fakes import Web
 from worlds import DATA, PACK, PEERS, World, read, torrent, until, world
 
 from torrentfs.errors import DeadlineError
-from torrentfs.node import View, outage
+from torrentfs.node import View, fetch, outage
 from torrentfs.repository.metainfo import PIECE_LENGTH
 
 PATIENCE_S = 0.4
@@ -91,6 +91,37 @@ async def test_a_connected_peer_is_waited_for(tmp_path: Path) -> None:
         mirror.probed_at = trio.current_time()
 
         assert await read(view, PACK.ref, PIECE_LENGTH, 10) == DATA[PIECE_LENGTH:][:10]
+
+
+async def test_peers_get_their_time_when_the_metainfo_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a start, or for a moment after an eviction, none is connected yet."""
+    async with world(tmp_path) as w:
+        web = Web(PACK.files())
+        web.port = unused_port()
+        await w.nursery.start(web.run)
+        await read(w.view(web), PACK.ref, 0, 10)
+    async with world(tmp_path) as w:
+        web.port = unused_port()
+        view = w.view(web, peers=PEERS)
+        w.swarm.peer[PACK.ref.info_hash] = DATA
+        [mirror] = w.node._fetcher.torrents.mirrors(view.sources)
+        mirror.down_since = trio.current_time() - 1000
+        mirror.probed_at = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def reader() -> None:
+                assert await read(view, PACK.ref, PIECE_LENGTH, 10) == DATA[PIECE_LENGTH:][:10]
+
+            nursery.start_soon(reader)
+            await until(lambda: w.node._fetcher.torrents.get(PACK.ref.info_hash) is not None)
+            await trio.sleep(0.2)
+            w.swarm.connect_peer(PACK.ref.info_hash)
+        monkeypatch.setattr(fetch, "PEERS_PATIENCE_S", 0.0)
+        w.swarm.disconnect_peer(PACK.ref.info_hash)
+        with pytest.raises(DeadlineError, match="no source can be reached"):
+            await read(view, PACK.ref, 3 * PIECE_LENGTH, 10, PATIENCE_S)
 
 
 async def test_a_mirror_that_answers_badly_is_no_outage(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ EXPECTED_KEEP_S = 60.0
 """After which a torrent that nobody waits for is given up."""
 RESUME_KEEP_S = 5.0
 """How long to try to seed a torrent again that nobody asked for."""
+PEERS_PATIENCE_S = 5.0
+"""How long peers may take to connect, at first or again, when no mirror can be reached."""
 CLOSE_DEADLINE_S = 1.0
 SITE_MIRROR_FETCHERS = 4
 """So many nodes ask a mirror of the site for the same piece at once: more of them would be its bottleneck."""
@@ -108,12 +110,11 @@ class Fetcher:
         """
         self.waiting += 1
 
-        def has_peers() -> bool:
-            torrent = self.torrents.get(missing.ref.info_hash)
-            return torrent is not None and torrent.connected > 0
+        def may_peers() -> bool:
+            return self._may_peers_bring(missing.ref.info_hash)
 
         try:
-            with self._outage.reading(self.torrents.mirrors(sources), has_peers, deadline) as scope:
+            with self._outage.reading(self.torrents.mirrors(sources), may_peers, deadline) as scope:
                 torrent = await self.torrents.opened(missing.ref, sources)
                 keep = len(torrent.held.pieces(missing.offset, missing.length))
                 with self.torrents.needing([missing]):
@@ -129,6 +130,13 @@ class Fetcher:
                 raise DeadlineError(f"{missing} did not come in time: {why}")
         finally:
             self.waiting -= 1
+
+    def _may_peers_bring(self, info_hash: InfoHash) -> bool:
+        """Tell whether peers may bring what mirrors do not; without its metainfo nobody can."""
+        torrent = self.torrents.get(info_hash)
+        if torrent is None:
+            return self._store.has_metainfo(info_hash)
+        return torrent.connected > 0 or trio.current_time() - torrent.alone_since < PEERS_PATIENCE_S
 
     def expect(self, refs: Iterable[TorrentRef], sources: Sources) -> None:
         """Get ready for torrents that will be read soon: their metainfo, and connections to their peers.
@@ -225,6 +233,8 @@ class Fetcher:
         if torrent is None:
             return
         before, torrent.connected = torrent.connected, connected
+        if before and not connected:
+            torrent.alone_since = trio.current_time()
         if (before > 0) == (connected > 0):
             return
         if connected:

@@ -116,6 +116,8 @@ class Torrent:
         self.upstream: dict[Peer, None] = {}
         """Peers to turn to when no mirror helps."""
         self.connected = 0
+        self.alone_since = trio.current_time()
+        """Since when no peer is connected, if that is so."""
         self.copies: Sequence[int] = ()
         self.copies_at = float("-inf")
         """How many peers had each piece when some of them were neighbours, and when that was, trio's time."""

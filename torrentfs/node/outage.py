@@ -29,7 +29,7 @@ KNOWN_S = 10.0
 @dataclass(eq=False, slots=True)
 class _Reading:
     mirrors: Sequence[Mirror]
-    has_peers: Callable[[], bool]
+    may_peers: Callable[[], bool]
     scope: trio.CancelScope
     patience_s: float
 
@@ -47,12 +47,14 @@ class Outage:
 
     @contextmanager
     def reading(
-        self, mirrors: Sequence[Mirror], has_peers: Callable[[], bool], deadline: float
+        self, mirrors: Sequence[Mirror], may_peers: Callable[[], bool], deadline: float
     ) -> Iterator[trio.CancelScope]:
-        """Cancel what is inside at *deadline*, trio's time, or once it is known that nothing will come."""
+        """Cancel what is inside at *deadline*, trio's time, or once it is known that nothing will come:
+        *may_peers* tells whether peers may bring it.
+        """
         patience_s = deadline - trio.current_time()
         with trio.CancelScope(deadline=deadline) as scope:
-            one = _Reading(mirrors, has_peers, scope, patience_s)
+            one = _Reading(mirrors, may_peers, scope, patience_s)
             self._readings.add(one)
             try:
                 self._look(one)
@@ -87,7 +89,7 @@ class Outage:
                 self._tasks.start(self._probe, mirror)
             is_known = now - mirror.probed_at <= KNOWN_S
             is_hopeless = is_hopeless and is_known and now - mirror.down_since >= one.patience_s
-        if is_hopeless and not one.has_peers():
+        if is_hopeless and not one.may_peers():
             one.scope.cancel()
 
     async def _probe(self, mirror: Mirror) -> None:
