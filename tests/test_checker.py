@@ -103,7 +103,7 @@ async def test_manifests_are_checked_before_packs(tmp_path: Path) -> None:
         assert list(w.swarm.added) == [MANIFEST.ref.info_hash, INFO_HASH]
 
 
-@pytest.mark.warns("state of the cache is damaged")
+@pytest.mark.warns("state of the cache cannot be read")
 @pytest.mark.parametrize("loss", ["damaged", "missing"])
 async def test_a_lost_state_is_made_anew_from_what_is_there(tmp_path: Path, loss: str) -> None:
     await fill(tmp_path)

@@ -70,7 +70,8 @@ def test_extents_cover_a_file_without_gaps(memory: Memory, skip: int) -> None:
     run = Run(3, 1, skip, len(stored)) if small else Run(3, -(-len(stored) // FRAME_LENGTH), 0, len(stored))
     frames = bytes(run.skip) + stored
 
-    extents = list(content.extents(Content(b"", size, segments, (run,)), lambda frame: (0, frame - 3, 1)))
+    new = Content(b"", size, segments, (run,))
+    extents = list(content.extents(new, lambda frame: (0, frame - 3, 1), lambda old: old))
 
     parts = [
         bytes(extent.length)

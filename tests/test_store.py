@@ -1,9 +1,11 @@
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torrentfs.errors import CacheError
+from torrentfs.node import place
 from torrentfs.node.held import Held
 from torrentfs.node.state import LOG_LENGTH_MAX
 from torrentfs.node.store import Store
 from torrentfs.repository.metainfo import PIECE_LENGTH, InfoHash, PieceIndex
 
+FLIPS = 150
 PACK = Published.of(random.Random(1).randbytes(5 * PIECE_LENGTH + 100))
 
 
@@ -154,7 +158,7 @@ def test_a_state_that_can_no_longer_be_written_lets_a_node_end(tmp_path: Path) -
     Store(tmp_path, open_files_max=4, pieces_in_memory_max=4).close()
 
 
-@pytest.mark.warns("state of the cache is damaged")
+@pytest.mark.warns("state of the cache cannot be read")
 def test_a_damaged_state_is_forgotten(tmp_path: Path) -> None:
     store, _ = filled(tmp_path, [0])
     store.close()
@@ -167,13 +171,57 @@ def test_a_damaged_state_is_forgotten(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_state_of_a_newer_release_is_refused(tmp_path: Path) -> None:
-    store, _ = filled(tmp_path, [])
+@pytest.mark.warns("of version 4, and this release reads 3")
+def test_a_state_of_a_newer_release_is_put_aside(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path, [0])
     store._state._connection.execute("PRAGMA user_version = 4")
     store.close()
 
-    with pytest.raises(CacheError, match="version 4"):
-        Store(tmp_path, open_files_max=4, pieces_in_memory_max=4)
+    again = Store(tmp_path, open_files_max=4, pieces_in_memory_max=4)
+
+    assert not again.all()
+    assert (tmp_path / "state.damaged").exists()
+    again.close()
+
+
+@pytest.mark.warns("cannot be read")
+@pytest.mark.warns("is not used")
+@pytest.mark.warns("damaged on disk")
+def test_no_flipped_bit_of_the_state_does_harm(tmp_path: Path) -> None:
+    """Bytes are right or absent, and the store goes on."""
+    packs = [Published.of(random.Random(seed).randbytes(4 * PIECE_LENGTH)) for seed in range(2)]
+    whole, chance = [PieceIndex(piece) for piece in range(4)], random.Random(5)
+    store = Store(tmp_path / "0", open_files_max=4, pieces_in_memory_max=4)
+    for pack in packs:
+        store.path(pack.ref).write_bytes(pack.data)
+        store.claim(store.add(pack.ref, PIECE_LENGTH), whole)
+    store.pins.pin("alice:A/v1", [packs[0].ref.info_hash])
+    store.checkpoint()
+    store.close()
+    good = (tmp_path / "0" / "state.sqlite").read_bytes()
+    for number in range(1, FLIPS + 1):
+        directory, data = tmp_path / str(number), bytearray(good)
+        place.lay_out(directory)
+        for pack in packs:
+            (directory / "packs" / store.path(pack.ref).name).write_bytes(pack.data)
+        # Every other one where it hurts most.
+        at = chance.randrange(len(data) if number % 2 else 200)
+        data[at] ^= 1 << chance.randrange(8)
+        (directory / "state.sqlite").write_bytes(data)
+
+        flipped = Store(directory, open_files_max=4, pieces_in_memory_max=4)
+
+        for pack in packs:
+            held = flipped.add(pack.ref, PIECE_LENGTH)
+            flipped.path(pack.ref).write_bytes(pack.data)
+            for piece in whole:
+                read = flipped.read(held, piece * PIECE_LENGTH, PIECE_LENGTH)
+                assert read in {None, pack.data[piece * PIECE_LENGTH : (piece + 1) * PIECE_LENGTH]}
+            with suppress(CacheError):  # at worst it goes through memory until the next start
+                flipped.claim(held, held.missing(0, 4 * PIECE_LENGTH))
+                flipped.checkpoint()
+        flipped.close()
+        shutil.rmtree(directory)
 
 
 def test_a_state_of_the_release_before_is_taken_over(tmp_path: Path) -> None:

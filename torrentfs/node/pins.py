@@ -10,10 +10,10 @@ class Pins:
     """What the state says is pinned."""
 
     def __init__(self, state: State) -> None:
-        """Read them. Raises: CacheError: the disk refuses."""
+        """Take what *state* read when it was opened."""
         self._state = state
         self._pinned: dict[str, frozenset[InfoHash]] = {}
-        for label, info_hash in state.pins():
+        for label, info_hash in state.pins:
             self._pinned[label] = self._pinned.get(label, frozenset()) | {InfoHash(info_hash)}
 
     @property

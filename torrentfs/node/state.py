@@ -14,6 +14,10 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
 
 from torrentfs.errors import CacheError
 from torrentfs.repository.metainfo import InfoHash, Kind, PieceIndex, TorrentRef
@@ -73,6 +77,18 @@ _STEPS = (_SCHEMA, _PINS, _FRESH)
 """What makes each version of the one before."""
 _CLAIMS = ("pieces", "fresh")
 
+_ENVIRONMENT = frozenset(
+    {
+        *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM),
+        *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
+    }
+)
+_Piece = Annotated[PieceIndex, Meta(ge=0, lt=1 << 32)]
+_Digest = Annotated[bytes, Meta(min_length=DIGEST_LENGTH, max_length=DIGEST_LENGTH)]
+_InfoHash = Annotated[InfoHash, Meta(min_length=32, max_length=32)]
+_Length = Annotated[int, Meta(ge=1, lt=1 << 62)]
+_Rows = TypeVar("_Rows")
+
 
 @dataclass(frozen=True, slots=True)
 class TorrentRow:
@@ -91,21 +107,22 @@ class State:
     """The claims of one cache."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the database; a damaged one is put aside and forgotten, for the cache may forget.
+        """Open or make the database. One that is damaged, or a newer release's, is put aside and forgotten:
+        the cache may forget.
 
         Raises:
-            CacheError: the file cannot be used, or a newer release made it.
+            CacheError: the file cannot be used.
         """
         self._path = path
         try:
             try:
-                self._connection, self.rows = _open(path)
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):
+                self._connection, self.rows, self.pins = _open(path)
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                if isinstance(error, sqlite3.DatabaseError) and not _is_damage(error, path):
                     raise
-                _LOG.warning("the state of the cache is damaged (%s): starting with an empty one", error)
+                _LOG.warning("the state of the cache cannot be read (%s): it is made anew", error)
                 _put_aside(path)
-                self._connection, self.rows = _open(path)
+                self._connection, self.rows, self.pins = _open(path)
         except (sqlite3.Error, OSError) as error:
             raise CacheError(f"cannot use {path}: {error}") from error
 
@@ -129,11 +146,12 @@ class State:
         """Return the pieces held of a torrent, with their checksums."""
         query = "SELECT piece, digest FROM {} WHERE torrent = ?"
         with self._translated():
-            return [
+            rows = [
                 row
                 for table in _CLAIMS
                 for row in self._connection.execute(query.format(table), (number,)).fetchall()
             ]
+            return _checked(rows, list[tuple[_Piece, _Digest]])
 
     def add(self, ref: TorrentRef, piece_length: int) -> int:
         """Write down a torrent and return its number."""
@@ -167,11 +185,6 @@ class State:
             for table in _CLAIMS:
                 self._connection.execute(f"DELETE FROM {table} WHERE torrent = ?", (number,))
             self._connection.execute("DELETE FROM torrents WHERE number = ?", (number,))
-
-    def pins(self) -> list[tuple[str, InfoHash]]:
-        """Return what is pinned, and under which label."""
-        with self._translated():
-            return self._connection.execute("SELECT label, info_hash FROM pins").fetchall()
 
     def pin(self, label: str, info_hashes: Iterable[InfoHash]) -> None:
         """Pin torrents under *label*, in place of what was."""
@@ -234,7 +247,7 @@ class State:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise CacheError(f"cannot use {self._path}: {error}") from error
 
 
@@ -272,19 +285,22 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _open(path: Path) -> tuple[sqlite3.Connection, list[TorrentRow]]:
+def _open(path: Path) -> tuple[sqlite3.Connection, list[TorrentRow], list[tuple[str, InfoHash]]]:
+    """Return the database, its torrents, and what is pinned under which label."""
     connection = _connect(path)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if not 0 <= version <= STATE_VERSION:
-            raise CacheError(
-                f"{path} is of version {version}, this release reads {STATE_VERSION}: use another cache"
-            )
+            raise sqlite3.DatabaseError(f"of version {version}, and this release reads {STATE_VERSION}")
+        faults = connection.execute("PRAGMA integrity_check(1)").fetchall()
+        if faults != [("ok",)]:
+            raise sqlite3.DatabaseError(str(faults[0][0]).replace("\n", " "))
         for step in _STEPS[version:]:
             connection.executescript(f"BEGIN IMMEDIATE; {step} COMMIT;")
         _forget_lost(connection)
-        return connection, _rows(connection)
+        pins = connection.execute("SELECT label, info_hash FROM pins").fetchall()
+        return connection, _rows(connection), _checked(pins, list[tuple[str, _InfoHash]])
     except BaseException:
         connection.close()
         raise
@@ -293,12 +309,13 @@ def _open(path: Path) -> tuple[sqlite3.Connection, list[TorrentRow]]:
 def _forget_lost(connection: sqlite3.Connection) -> None:
     """Forget claims whose data the kernel had not written yet when it ended."""
     boot = BOOT_ID.read_text().strip()
-    if connection.execute("SELECT id FROM boot").fetchall() == [(boot,)]:
-        return
+    is_same = connection.execute("SELECT id FROM boot").fetchall() == [(boot,)]
     with _transaction(connection):
-        connection.execute("DELETE FROM fresh")
+        # Written in any case: a file that takes no more claims is found out here.
         connection.execute("DELETE FROM boot")
         connection.execute("INSERT INTO boot VALUES (?)", (boot,))
+        if not is_same:
+            connection.execute("DELETE FROM fresh")
 
 
 def _rows(connection: sqlite3.Connection) -> list[TorrentRow]:
@@ -306,17 +323,39 @@ def _rows(connection: sqlite3.Connection) -> list[TorrentRow]:
     counts: dict[int, tuple[int, int]] = {}
     for table in _CLAIMS:
         query = f"SELECT torrent, count(digest), max(piece) FROM {table} GROUP BY torrent"
-        for number, count, last in connection.execute(query):
+        found = connection.execute(query).fetchall()
+        for number, count, last in _checked(found, list[tuple[int, int, int]]):
             count_before, last_before = counts.get(number, (0, -1))
             counts[number] = count_before + count, max(last, last_before)
     query = "SELECT number, info_hash, kind, length, piece_length, used FROM torrents"
     rows = []
-    for number, info_hash, kind, length, piece_length, used_s in connection.execute(query):
+    kinds = list[tuple[_Length, _InfoHash, Literal["pack", "manifest"], _Length, _Length, int]]
+    for number, info_hash, kind, length, piece_length, used_s in _checked(
+        connection.execute(query).fetchall(), kinds
+    ):
         count, last = counts.get(number, (0, -1))
         overhang = max(0, (last + 1) * piece_length - length)
         ref = TorrentRef(InfoHash(info_hash), length, Kind(kind))
         rows.append(TorrentRow(number, ref, piece_length, count * piece_length - overhang, used_s))
     return rows
+
+
+def _is_damage(error: sqlite3.DatabaseError, path: Path) -> bool:
+    """Tell whether the file is at fault, not the disk, nor who else uses it (sqlite.org/rescode.html)."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    # A flipped bit of its header makes a file read-only by itself.
+    return code not in _ENVIRONMENT or (code == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK))
+
+
+def _checked(rows: list[Any], kind: type[_Rows]) -> _Rows:
+    """Return *rows* if they are what was written: a flipped bit can make another type of a value.
+
+    Raises: sqlite3.DatabaseError.
+    """
+    try:
+        return msgspec.convert(rows, kind)
+    except msgspec.ValidationError as error:
+        raise sqlite3.DatabaseError(f"a damaged row: {error}") from error
 
 
 def _put_aside(path: Path) -> None:

@@ -80,7 +80,7 @@ class Store:
                 if not row.cached or self.path(row.ref).exists():
                     self._know(row)
                 else:
-                    self._state.remove(row.number)
+                    self._forget_row(row)
             self._look_for_overgrown()
             self.strays = place.strays(directory, {self.path(held.ref) for held in self._held.values()})
             self._rest = place.measure(directory)
@@ -90,6 +90,13 @@ class Store:
             os.close(self._lock)
             self._lock = -1
             raise
+
+    def _forget_row(self, row: TorrentRow) -> None:
+        """Forget a torrent whose file is gone."""
+        try:
+            self._state.remove(row.number)
+        except CacheError as error:
+            _LOG.warning("%s is gone, and still claimed: %s", row.ref.info_hash.hex(), error)
 
     def _know(self, row: TorrentRow) -> None:
         """Take in what is claimed of a torrent."""
@@ -436,7 +443,12 @@ class Store:
     def _read_states(self, held: Held) -> None:
         """Read the claims of an earlier start: 4 ms for a pack of 1 GiB, at its first use."""
         held.digests = bytearray(DIGEST_LENGTH * held.piece_count)
-        for piece, digest in self._state.pieces(held.number):
+        try:
+            claims = self._state.pieces(held.number)
+        except CacheError as error:
+            _LOG.warning("what the cache holds of %s is not used: %s", held.ref.info_hash.hex(), error)
+            claims = []
+        for piece, digest in claims:
             if piece < held.piece_count:
                 held.states[piece] = CLAIMED
                 held.digests[piece * DIGEST_LENGTH : (piece + 1) * DIGEST_LENGTH] = digest
