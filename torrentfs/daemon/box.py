@@ -7,6 +7,7 @@ once, whoever asks. Tiers chain: its upstream may be another of its kind.
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -31,6 +32,7 @@ from torrentfs.http import PublicFiles, Pull, Tracker, application, bind, serve
 from torrentfs.node import Node, View
 from torrentfs.repository.catalog import Catalog
 from torrentfs.repository.metainfo import InfoHash
+from torrentfs.repository.page import render
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +114,8 @@ class Box:
 
         Raises: CacheError.
         """
-        await trio.to_thread.run_sync(self._shelf.fill)
+        # The origin's own page is not signed: this one is made of what is.
+        await trio.to_thread.run_sync(lambda: self._shelf.fill(render(catalog, {}, time.time())))
         self._view.use(sources(self._request.configuration, catalog))
         self.caching.follow()
         if self.tracker is not None:

@@ -15,6 +15,7 @@ import msgspec
 from torrentfs.daemon.refresh import TIMESTAMP
 from torrentfs.errors import CacheError
 
+PAGE = "index.html"
 _SAFE = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 
 
@@ -39,8 +40,8 @@ class Shelf:
         self._directory = directory
         self._before: set[str] = set()
 
-    def fill(self) -> None:
-        """Show what was verified last. Blocks; no update may run meanwhile.
+    def fill(self, page: bytes = b"") -> None:
+        """Show what was verified last, and *page* to people. Blocks; no update may run meanwhile.
 
         What was shown before stays until the next time: others are in the middle of reading it.
 
@@ -54,7 +55,10 @@ class Shelf:
             for name, source in files.items():
                 _link(source, self.public / name)
             _link(timestamp, self.public / "metadata" / TIMESTAMP)
-            self._remove_others({*files, f"metadata/{TIMESTAMP}"} | self._before)
+            part = self.public / f".{PAGE}.new"
+            part.write_bytes(page)
+            part.replace(self.public / PAGE)
+            self._remove_others({*files, f"metadata/{TIMESTAMP}", PAGE} | self._before)
             self._before = set(files)
         except OSError as error:
             raise CacheError(f"{error.filename or self.public}: {error.strerror or error}") from error
