@@ -168,6 +168,23 @@ def test_publishing_moves_aliases_in_the_same_commit(repository: Repository, tmp
     assert repository.catalog().versions["ROOT/v8"].requires == ("ROOT/v7",)
 
 
+def test_new_paths_become_links_by_pattern(repository: Repository, tmp_path: Path) -> None:
+    source, place = str(tmp_path / "source"), str(repository.directory)
+    (repository.directory / "policy.toml").write_text('link = ["tools/*", "ROOT/*"]\n[[keep]]\npaths = "*"\n')
+
+    for path, more in (
+        ("tools/a", []),
+        ("tools/b", ["--in-place", "replace"]),
+        ("ROOT/v6", []),
+        ("X/v1", []),
+    ):
+        assert run(["publish", place, source, path, *more]) == 0
+        assert run(["publish", place, source, path]) == 0
+
+    versions = repository.catalog().versions
+    assert {path for path, one in versions.items() if one.in_place == "link"} == {"tools/a"}
+
+
 def test_a_batch_is_one_commit(
     repository: Repository, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,13 +46,20 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What stays; of rules that match a path, the first counts."""
+    """What stays; of rules that match a path, the first counts. New paths that match a pattern of *link* are
+    published in place as links.
+    """
 
     keep: Annotated[list[Rule], Meta(max_length=10_000)] = []
+    link: Annotated[list[str], Meta(max_length=10_000)] = []
 
     def rule(self, path: str) -> Rule | None:
         """Return what holds for *path*."""
         return next((rule for rule in self.keep if fnmatchcase(path, rule.paths)), None)
+
+    def is_link(self, path: str) -> bool:
+        """Tell whether a new *path* is to be a link to its current revision."""
+        return any(fnmatchcase(path, pattern) for pattern in self.link)
 
 
 @dataclass(slots=True)

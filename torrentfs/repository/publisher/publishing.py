@@ -13,6 +13,7 @@ import msgspec
 
 from torrentfs.errors import PublishError, UsageError
 from torrentfs.repository.catalog import Catalog, InPlace, Revision
+from torrentfs.repository.cleaning import read_policy
 from torrentfs.repository.curation import with_alias
 from torrentfs.repository.manifest_file import open_manifest
 from torrentfs.repository.metainfo import InfoHash, Kind, Metainfo, TorrentRef
@@ -70,7 +71,8 @@ def publish(
     """Publish a directory, a single file or an archive as the next revision of *path*.
 
     Raises:
-        UsageError: no package may live at *path*; *source* holds the repository, or lies in it.
+        UsageError: no package may live at *path*; *source* holds the repository, or lies in it; the policy
+            cannot be read.
         PublishError: something in the source cannot be published, or changes meanwhile; it is named.
         RepositoryError: the repository cannot be used.
     """
@@ -93,16 +95,18 @@ def publish_all(
     for one in wanted:
         check_path(one.path)
         _check_apart(repository, one.source)
+    policy = read_policy(repository.directory)
     with repository.lock():
         repository.check_keys()
         repository.remove_litter()
         catalog, done = repository.catalog(), []
+        links = {one.path for one in wanted if one.path not in catalog.versions and policy.is_link(one.path)}
         for one in wanted:
             catalog, published = _publish(repository, catalog, one, progress(one))
             done.append(published)
         for one in wanted:
             # Once all are there: they may name each other.
-            catalog = _with_terms(catalog, one)
+            catalog = _with_terms(catalog, one, is_link=one.path in links)
             for alias in one.full_aliases:
                 catalog = with_alias(catalog, alias, one.path)
         repository.commit(catalog)
@@ -136,7 +140,7 @@ def _publish(
     return catalog.with_revision(wanted.path, revision), published
 
 
-def _with_terms(catalog: Catalog, wanted: Wanted) -> Catalog:
+def _with_terms(catalog: Catalog, wanted: Wanted, *, is_link: bool) -> Catalog:
     """Raises: UsageError: what is required is not there."""
     version = catalog.versions[wanted.path]
     if wanted.requires is not None:
@@ -144,8 +148,8 @@ def _with_terms(catalog: Catalog, wanted: Wanted) -> Catalog:
             if path not in catalog.versions and path not in catalog.aliases:
                 raise UsageError(f"{wanted.path} requires {path}, and nothing is published as that")
         version = msgspec.structs.replace(version, requires=tuple(wanted.requires))
-    if wanted.in_place is not None:
-        version = msgspec.structs.replace(version, in_place=wanted.in_place)
+    in_place = wanted.in_place or ("link" if is_link else version.in_place)
+    version = msgspec.structs.replace(version, in_place=in_place)
     return msgspec.structs.replace(catalog, versions={**catalog.versions, wanted.path: version})
 
 
