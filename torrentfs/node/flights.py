@@ -116,7 +116,7 @@ class Torrent:
         self.upstream: dict[Peer, None] = {}
         """Peers to turn to when no mirror helps."""
         self.connected = 0
-        self.alone_since = trio.current_time()
+        self.alone_since = float("-inf")
         """Since when no peer is connected, if that is so."""
         self.copies: Sequence[int] = ()
         self.copies_at = float("-inf")

@@ -222,6 +222,7 @@ class Torrents:
         torrent = Torrent(metainfo, held, readahead_pieces_max=self._settings.readahead_pieces_max)
         torrent.learn(opening.mirrors, opening.peers)
         torrent.upstream.update(opening.upstream)
+        torrent.alone_since = trio.current_time()
         self._give_grace(torrent)
         held.lost.clear()
         self._swarm.add(metainfo, self._store.path(held.ref), held.checked(), tuple(torrent.peers))
