@@ -50,6 +50,14 @@ def test_a_whole_repository_is_right(repository: Repository, capsys: pytest.Capt
     )
 
 
+def test_a_repository_may_be_named_from_where_one_is(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(repository.directory.parent)
+
+    assert checked(Repository(Path(repository.directory.name)), capsys)[0] == 0
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 @pytest.mark.parametrize("damage", ["flip", "cut", "lose", "flip torrent", "lose torrent"])
 def test_damage_is_found_and_mended_from_a_copy(

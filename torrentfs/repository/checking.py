@@ -61,7 +61,7 @@ def _check_signatures(repository: Repository, findings: Findings) -> None:
 
     with TemporaryDirectory(prefix="torrentfs-check-") as place:
         try:
-            update(repository.public.as_uri(), Path(place) / "node", repository.public / "root.json")
+            update(repository.public.resolve().as_uri(), Path(place) / "node", repository.public / "root.json")
         except TorrentfsError as error:
             findings.faults.append(f"signatures: {error}")
 
