@@ -59,9 +59,10 @@ def _check_signatures(repository: Repository, findings: Findings) -> None:
     """Do what a node does that has nothing but root.json."""
     from torrentfs.repository.update import update
 
+    public = repository.public.resolve()
     with TemporaryDirectory(prefix="torrentfs-check-") as place:
         try:
-            update(repository.public.resolve().as_uri(), Path(place) / "node", repository.public / "root.json")
+            update(public.as_uri(), Path(place) / "node", public / "root.json")
         except TorrentfsError as error:
             findings.faults.append(f"signatures: {error}")
 
